@@ -78,7 +78,7 @@ class ChangedError(RefusedError):
 
 
 class DataError(VlmtuneError):
-    """Data that cannot be used as it is. ``code`` is stable: it names the row's fault in quarantine.
+    """Data that cannot be used as it is. ``code`` is stable: quarantine names the fault by it.
 
     Args:
         code: Stable, machine-readable name of the fault, e.g. ``image_truncated``.

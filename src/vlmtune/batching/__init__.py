@@ -1,0 +1,1 @@
+"""Lengths, packing plans and collation."""

@@ -1,0 +1,1 @@
+"""Preflight checks of a data set against a model."""

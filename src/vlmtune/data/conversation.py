@@ -57,7 +57,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An image as it came: its file's bytes (PNG, JPEG, …) and the path it was read from, if any."""
+    """An image as it came: its file's bytes (PNG, JPEG, …) and its path, if it had one."""
 
     data: bytes = field(repr=False)
     path: str | None = None
@@ -114,8 +114,8 @@ def validate(conversation: Conversation) -> None:
     """Check the form of a training row.
 
     Raises:
-        RowError: With code ``empty_conversation``, ``role_order``, ``empty_answer``, ``no_answer`` or
-            ``image_mismatch``.
+        RowError: With code ``empty_conversation``, ``role_order``, ``empty_answer``, ``no_answer``
+            or ``image_mismatch``.
     """
     messages = conversation.messages
     if not messages:
@@ -129,8 +129,8 @@ def validate(conversation: Conversation) -> None:
         if message.role != expected:
             raise RowError(
                 "role_order",
-                f"turn {position + 1} is {message.role!r}, expected {expected!r}: after an optional system "
-                "turn, user and assistant take turns",
+                f"turn {position + 1} is {message.role!r}, expected {expected!r}: after an "
+                "optional system turn, user and assistant take turns",
             )
         if message.role == "assistant" and not any(
             isinstance(part, Box) or (isinstance(part, Text) and part.text.strip())
@@ -149,6 +149,6 @@ def validate(conversation: Conversation) -> None:
     if used != list(range(len(conversation.images))):
         raise RowError(
             "image_mismatch",
-            f"the messages place images {used}, the row has {len(conversation.images)}; expected each image "
-            "once, in order",
+            f"the messages place images {used}, the row has {len(conversation.images)}; expected "
+            "each image once, in order",
         )

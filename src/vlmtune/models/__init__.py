@@ -1,0 +1,1 @@
+"""Families, the contract, the encoder, loading and generation."""

@@ -1,0 +1,1 @@
+"""The whole life offline: tasks and the model they start from."""

@@ -1,0 +1,1 @@
+"""Which parts train, adapters, and merging."""

@@ -1,0 +1,114 @@
+"""The ledger of rows that were left out: what, where, why, and what to do about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vlmtune.data.sources import FieldError, Record
+from vlmtune.errors import DataError
+
+# What a user can do, by code. The message says what is wrong with this row.
+HINTS: dict[str, str] = {
+    "bad_json": "mend the line so that it is one JSON object",
+    "bad_role": "name the turns user and assistant",
+    "bad_row": "mend the row so that it has the cells the header names",
+    "bad_split": "write train, validation, val or test into the split's column",
+    "bad_text": "mend the text's encoding: it holds half a character (a lone surrogate)",
+    "duplicate_id": "give the row an id of its own, or drop it",
+    "empty_answer": "write the answer, or drop the row",
+    "empty_conversation": "write a user's and an assistant's turn",
+    "empty_question": "give the row an image or a question",
+    "image_broken": "export or download the image again",
+    "image_empty": "copy or download the image again",
+    "image_mismatch": "place each of the row's images once, in order",
+    "image_missing": "put the file there, correct the path, or name its folder with --images-root",
+    "image_not_an_image": "name an image file (PNG, JPEG, WebP, …)",
+    "image_too_large": "make the image smaller",
+    "image_too_stretched": "crop the image",
+    "image_truncated": "copy or download the image again",
+    "image_unreadable": "make the file readable",
+    "missing_field": "fill in the field, or name another column with --columns",
+    "no_answer": "end the row with an assistant's turn",
+    "not_a_file": "name a regular file",
+    "path_outside": "name the folder of the images with --images-root",
+    "role_order": "let user and assistant take turns",
+    "url_not_allowed": "download the images and name the files",
+}
+
+
+class Quarantine:
+    """Writes ``quarantine.jsonl``: a line a row, in the source's order, equal for equal input.
+
+    Attributes:
+        codes: Rows by code.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.codes: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self.codes.total()
+
+    def add(self, record: Record, identity: str, fault: DataError) -> None:
+        """Note that ``record`` was left out because of ``fault``."""
+        self.codes[fault.code] += 1
+        entry: dict[str, Any] = {
+            "source": record.where,
+            "id": identity,
+            "field": "",
+            "code": fault.code,
+            "message": str(fault),
+            "hint": HINTS.get(fault.code, "mend the row, or drop it"),
+        }
+        if isinstance(fault, FieldError):
+            entry["field"] = fault.field
+            entry["value"] = "" if fault.value is None else visible(str(fault.value)[:200])
+            if fault.data:
+                entry["image"] = _digest(fault.data)
+        entry["row"] = record.fields
+        # ASCII only: a line break or a direction mark in a row must not reach a terminal.
+        self._file.write(json.dumps(entry, default=_not_json) + "\n")
+
+
+def visible(text: str) -> str:
+    """``text`` with control and direction characters written out as escapes."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
+def _digest(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _not_json(value: Any) -> Any:
+    """Images' bytes as their hash; anything else that JSON does not know as text."""
+    return _digest(value) if isinstance(value, bytes) else str(value)
+
+
+def read_quarantine(path: Path) -> list[Mapping[str, Any]]:
+    """The entries of a ``quarantine.jsonl``."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -1,0 +1,146 @@
+"""Reading a model folder piece by piece: configuration, tokenizer, template, image processor.
+
+transformers' own processors of many families insist on a video processor and so on torchvision;
+reading the pieces ourselves needs neither, and no code from the folder is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmtune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers.image_processing_utils import BaseImageProcessor
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        ModelError: If the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} is missing: {path.parent} is not a model folder. Expected config.json, a "
+            "tokenizer, a processor configuration and *.safetensors in it"
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); fetch the model again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def load_config(folder: str) -> PreTrainedConfig:
+    """The model's configuration; code in the folder is not run."""
+    from transformers import AutoConfig
+
+    kind = read_json(Path(folder) / "config.json").get("model_type")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder}: model type {kind!r} cannot be read by the installed transformers: {error}"
+        ) from error
+    assert not isinstance(config, tuple)
+    return config
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The folder's fast tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{folder}: only a slow tokenizer was found; expected tokenizer.json (or vocab.json and "
+            "merges.txt)"
+        )
+    return tokenizer
+
+
+def load_template(folder: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template; a file of its own stands above the one in the tokenizer's configuration."""
+    jinja = Path(folder) / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    legacy = Path(folder) / "chat_template.json"
+    if legacy.is_file():
+        return str(read_json(legacy)["chat_template"])
+    if isinstance(tokenizer.chat_template, str):
+        return tokenizer.chat_template
+    raise ModelError(
+        f"{folder} has no chat template (chat_template.jinja, chat_template.json or in "
+        "tokenizer_config.json): use an instruction-tuned model"
+    )
+
+
+def load_image_processor(
+    folder: str, *, pil: str, torchvision: str, backend: str
+) -> BaseImageProcessor:
+    """The stock image processor of a backend, with the folder's settings.
+
+    Args:
+        folder: Model folder.
+        pil: Name of the class that works on Pillow and NumPy.
+        torchvision: Name of the class that works on torchvision.
+        backend: ``"pil"`` or ``"torchvision"``.
+    """
+    import transformers
+
+    settings = image_processor_settings(Path(folder))
+    if backend == "torchvision":
+        _require_torchvision()
+        name = torchvision
+    else:
+        name = pil
+    # The class is named, not looked up by AutoImageProcessor, which would choose the backend by
+    # what happens to be installed: train and serve would differ from machine to machine.
+    processor_class = vars(transformers).get(name) or transformers.__getattr__(name)
+    return processor_class(**settings)
+
+
+def image_processor_settings(folder: Path) -> dict[str, Any]:
+    """Settings from ``preprocessor_config.json``, or from ``processor_config.json`` (newer)."""
+    old, new = folder / "preprocessor_config.json", folder / "processor_config.json"
+    settings: dict[str, Any] = {}
+    if new.is_file():
+        settings = dict(read_json(new).get("image_processor", {}))
+    if not settings:
+        settings = read_json(old)
+    for key in ("image_processor_type", "processor_class", "feature_extractor_type", "backend"):
+        settings.pop(key, None)
+    # Old files hold min_pixels and max_pixels beside a "size" that repeats them in old names.
+    size = settings.get("size") or {}
+    if "max_pixels" in size or "min_pixels" in size:
+        settings["size"] = {
+            "shortest_edge": size.get("min_pixels", settings.get("min_pixels")),
+            "longest_edge": size.get("max_pixels", settings.get("max_pixels")),
+        }
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _require_torchvision() -> None:
+    """Fail early, with the reason, when torchvision is missing or does not match torch."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"image.backend: torchvision cannot be used here ({error}). Install the torchvision that "
+            "belongs to the installed torch, or use image.backend=pil"
+        ) from error
+
+
+def template_hash(template: str) -> str:
+    """Sha256 of a chat template's text."""
+    return hashlib.sha256(template.encode()).hexdigest()

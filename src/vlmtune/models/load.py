@@ -1,0 +1,116 @@
+"""Loading a base model: stock transformers classes, safetensors only, nobody's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from vlmtune.config import Config
+from vlmtune.errors import ModelError, UsageError
+from vlmtune.hub import Hub
+from vlmtune.models.contract import BaseModelIdentity
+from vlmtune.models.weights import weight_files, weights_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """A base model on this disk.
+
+    Attributes:
+        folder: Where its files are.
+        id: What the user called it: a hub id or a folder.
+        hub: The hub it came from, or None.
+        revision: The revision it was resolved to, or None.
+    """
+
+    folder: Path
+    id: str
+    hub: Hub | None = None
+    revision: str | None = None
+
+    def identity(self) -> BaseModelIdentity:
+        """The identity that a contract records; hashes the weights."""
+        return BaseModelIdentity(
+            id=self.id,
+            hub=self.hub,
+            revision=self.revision,
+            weights_sha256=weights_sha256(self.folder),
+        )
+
+
+class LoadingConfig(Config):
+    """How weights are put on a device, for every verb that loads a model.
+
+    Attributes:
+        dtype: ``fp32``, ``bf16`` or ``fp16``; None takes bf16 on a GPU that has it, else fp32.
+        device: A torch device; None takes the best there is.
+    """
+
+    dtype: str | None = None
+    device: str | None = None
+
+    def resolve(self) -> tuple[torch.device, torch.dtype]:
+        """The device and dtype that these options mean on this machine."""
+        device = torch.device(self.device) if self.device else best_device()
+        if self.dtype is None:
+            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            return device, torch.bfloat16 if bf16 else torch.float32
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype: found {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        return device, DTYPES[self.dtype]
+
+
+def best_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model's weights, in evaluation mode.
+
+    Raises:
+        ModelError: If weights are missing, left over, or of another shape.
+    """
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    weight_files(folder)
+    # The bars of transformers would mix with ours; what matters of its warnings is checked below.
+    logging.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(level)
+    model, report = loaded
+    wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "mismatched_keys")}
+    for name, keys in wrong.items():
+        if keys:
+            raise ModelError(
+                f"{folder}: {len(keys)} {name.replace('_', ' ')} in its weights, first {keys[:3]}; "
+                "the folder is incomplete or belongs to another version. Fetch the model again"
+            )
+    model.to(device)
+    model.eval()
+    return cast("PreTrainedModel", model)

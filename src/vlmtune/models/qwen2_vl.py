@@ -1,0 +1,230 @@
+"""Qwen2-VL (Wang et al. 2024, arXiv 2409.12191): native resolution, M-RoPE, ChatML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmtune.data.boxes import from_grid, to_grid
+from vlmtune.data.conversation import Box
+from vlmtune.data.media import ImagePolicy, Size
+from vlmtune.errors import ImageError
+from vlmtune.models.family import Family, FamilyFacts, Join, Parts, Piece, Tokens
+from vlmtune.models.folder import load_image_processor, load_template, load_tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+    from transformers import PreTrainedConfig
+
+FACTS = FamilyFacts(
+    name="qwen2_vl",
+    model_types=("qwen2_vl",),
+    processor_class="Qwen2VLProcessor",
+    vision_tower="model.visual",
+    projector="model.visual.merger",
+    language_model=("model.language_model", "lm_head"),
+    image_token="<|image_pad|>",
+    end_of_turn="<|im_end|>",
+    lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    joins={"pixel_values": Join.CONCATENATE, "image_grid_thw": Join.CONCATENATE},
+    packs=True,
+)
+
+GRID = 1000  # boxes are integers 0 … 999 of width and height
+BOX = re.compile(
+    r"(?:<\|object_ref_start\|>(?P<label>.*?)<\|object_ref_end\|>)?"
+    r"<\|box_start\|>\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)<\|box_end\|>",
+    re.DOTALL,
+)
+
+
+class Qwen2VL(Family):
+    """The family, bound to one model's parts."""
+
+    facts = FACTS
+
+    @staticmethod
+    def load_parts(folder: str, config: PreTrainedConfig, backend: str) -> Parts:
+        """Read the parts; the video processor, which would need torchvision, is never asked for."""
+        processor = load_image_processor(
+            folder,
+            pil="Qwen2VLImageProcessorPil",
+            torchvision="Qwen2VLImageProcessor",
+            backend=backend,
+        )
+        tokenizer = load_tokenizer(folder)
+        return Parts(
+            config=config,
+            tokenizer=tokenizer,
+            image_processor=processor,
+            template=load_template(folder, tokenizer),
+            backend=backend,
+            vision=processor.to_dict(),
+        )
+
+    def settle(self, policy: ImagePolicy) -> ImagePolicy:
+        """Limits left open become the model's own; a fixed size is rounded to whole tokens."""
+        if policy.size is not None:
+            height, width = (
+                max(1, round(side / self._token)) * self._token for side in policy.size
+            )
+            return policy.model_copy(update={"size": (height, width)})
+        own = self.parts.vision["size"]
+        highest = policy.max_pixels or max(own["longest_edge"], policy.min_pixels or 0)
+        lowest = policy.min_pixels or min(own["shortest_edge"], highest)
+        return policy.model_copy(update={"max_pixels": highest, "min_pixels": lowest})
+
+    def resized(self, size: Size, policy: ImagePolicy) -> Size:
+        """Multiples of 28 pixels nearest to the aspect within the policy's area."""
+        if policy.size is not None:
+            return Size(width=policy.size[1], height=policy.size[0])
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        settled = self.settle(policy)
+        assert settled.min_pixels is not None
+        assert settled.max_pixels is not None
+        try:
+            height, width = smart_resize(
+                size.height, size.width, self._token, settled.min_pixels, settled.max_pixels
+            )
+        except ValueError as error:
+            raise ImageError(
+                "image_too_stretched", f"{size.width} x {size.height}: {error}"
+            ) from error
+        return Size(width=width, height=height)
+
+    def visual_tokens(self, size: Size, policy: ImagePolicy) -> int:
+        """One token a square of 28 pixels of the resized image."""
+        resized = self.resized(size, policy)
+        return (resized.width // self._token) * (resized.height // self._token)
+
+    def image_inputs(self, images: Sequence[Picture], policy: ImagePolicy) -> dict[str, Tensor]:
+        """Patches of all images ``(patches, channels*time*14*14)`` and their grids ``(images, 3)``."""
+        if not images:
+            return {}
+        settled = self.settle(policy)
+        arguments: dict[str, Any] = {"do_resize": True}
+        if settled.size is not None:
+            # A fixed size ignores the aspect, which the stock processor never does: resize before it.
+            from PIL.Image import Resampling
+
+            size = self.resized(Size(*images[0].size), settled)
+            resample = Resampling(self.parts.vision["resample"])
+            images = [image.resize((size.width, size.height), resample) for image in images]
+            arguments["do_resize"] = False
+        else:
+            arguments["size"] = {
+                "shortest_edge": settled.min_pixels,
+                "longest_edge": settled.max_pixels,
+            }
+        output = self.parts.image_processor(images=list(images), return_tensors="pt", **arguments)
+        return {name: output[name] for name in ("pixel_values", "image_grid_thw")}
+
+    def positions(self, tokens: Tokens, policy: ImagePolicy) -> Tensor:
+        """M-RoPE positions of one row alone, shape (4, tokens): text, time, height, width.
+
+        Four rows, not three: with three, packed neighbours see each other and nothing complains.
+        """
+        positions = np.empty((4, len(tokens)), dtype=np.int64)
+        positions[0] = np.arange(len(tokens))
+        sizes = iter(tokens.image_sizes)
+        start, next_position = 0, 0
+        while start < len(tokens):
+            if not tokens.image_mask[start]:
+                end = start
+                while end < len(tokens) and not tokens.image_mask[end]:
+                    end += 1
+                positions[1:, start:end] = next_position + np.arange(end - start)
+                next_position += end - start
+            else:
+                resized = self.resized(next(sizes), policy)
+                rows, columns = resized.height // self._token, resized.width // self._token
+                end = start + rows * columns
+                positions[1, start:end] = next_position
+                positions[2, start:end] = next_position + np.repeat(np.arange(rows), columns)
+                positions[3, start:end] = next_position + np.tile(np.arange(columns), rows)
+                next_position += max(rows, columns)
+            start = end
+        return torch.from_numpy(positions)
+
+    def forward_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """No attention mask and no cache: only then do the positions keep packed rows apart."""
+        inputs: dict[str, Any] = {
+            "input_ids": batch["input_ids"],
+            "position_ids": batch["positions"].unsqueeze(1),  # (4, 1, tokens)
+            "use_cache": False,
+        }
+        if "pixel_values" in batch:
+            inputs["pixel_values"] = batch["pixel_values"]
+            inputs["image_grid_thw"] = batch["image_grid_thw"]
+            inputs["mm_token_type_ids"] = batch["image_mask"].to(torch.int32)
+        return inputs
+
+    def generate_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Left-padded rows; the model makes the positions from the token types."""
+        inputs: dict[str, Any] = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+        }
+        if "pixel_values" in batch:
+            inputs["pixel_values"] = batch["pixel_values"]
+            inputs["image_grid_thw"] = batch["image_grid_thw"]
+            inputs["mm_token_type_ids"] = batch["image_mask"].to(torch.int32)
+        return inputs
+
+    def render_box(self, box: Box, size: Size) -> list[Piece]:
+        """``<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>``."""
+        x1, y1, x2, y2 = to_grid(box.xyxy, size, GRID)
+        label = []
+        if box.label:
+            label = [
+                Piece("<|object_ref_start|>", control=True),
+                Piece(box.label),
+                Piece("<|object_ref_end|>", control=True),
+            ]
+        return [
+            *label,
+            Piece("<|box_start|>", control=True),
+            Piece(f"({x1},{y1}),({x2},{y2})"),
+            Piece("<|box_end|>", control=True),
+        ]
+
+    def parse_boxes(self, text: str, sizes: Sequence[Size]) -> list[Box]:
+        """All boxes of an answer; they lie on the latest picture."""
+        if not sizes:
+            return []
+        image = len(sizes) - 1
+        boxes = []
+        for match in BOX.finditer(text):
+            x1, y1, x2, y2 = (int(value) for value in match.groups()[1:])
+            xyxy = from_grid((x1, y1, x2, y2), sizes[image], GRID)
+            boxes.append(Box(image=image, label=match["label"] or "", xyxy=xyxy))
+        return boxes
+
+    def image_processor_config(self, policy: ImagePolicy) -> dict[str, Any]:
+        """Trained limits in both spellings: old readers know ``max_pixels``, new ones ``size``."""
+        settled = self.settle(policy)
+        config = {**self.parts.vision, "image_processor_type": "Qwen2VLImageProcessor"}
+        if settled.size is not None:
+            area = settled.size[0] * settled.size[1]
+            limits = {"shortest_edge": area, "longest_edge": area}
+        else:
+            assert settled.min_pixels is not None
+            assert settled.max_pixels is not None
+            limits = {"shortest_edge": settled.min_pixels, "longest_edge": settled.max_pixels}
+        return {
+            **config,
+            "size": limits,
+            "min_pixels": limits["shortest_edge"],
+            "max_pixels": limits["longest_edge"],
+        }
+
+    @property
+    def _token(self) -> int:
+        """Side in pixels of the square that becomes one token: 28."""
+        return int(self.parts.vision["patch_size"]) * int(self.parts.vision["merge_size"])

@@ -1,0 +1,72 @@
+"""Writing a model folder that any engine reads: weights, tokenizer, template, processor, contract."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmtune.models.contract import Contract
+from vlmtune.models.family import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What a base brings besides weights and processor settings; copied as it is, byte for byte.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "video_preprocessor_config.json",
+    "LICENSE",
+)
+
+
+def save_model(
+    model: PreTrainedModel,
+    out: Path,
+    *,
+    family: Family,
+    contract: Contract,
+    base: Path,
+    shard_size: str = "5GB",
+) -> None:
+    """Write weights as safetensors shards and everything that an engine needs beside them.
+
+    Args:
+        model: A stock model without adapters in it.
+        out: An existing, empty folder.
+        family: The family, for the processor's configuration.
+        contract: The contract to lay beside the weights; its image limits go into the processor.
+        base: Folder of the base, whose tokenizer and template are copied.
+        shard_size: Largest size of one safetensors file.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model.save_pretrained(out, max_shard_size=shard_size)
+    for name in COMPANIONS:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, out / name)
+    if not any((out / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        (out / "chat_template.jinja").write_text(family.parts.template, encoding="utf-8")
+    settings = family.image_processor_config(contract.image)
+    class_name = family.facts.processor_class
+    # Engines read one or the other of these two; both hold the trained limits.
+    _write(out / "preprocessor_config.json", {**settings, "processor_class": class_name})
+    _write(
+        out / "processor_config.json", {"processor_class": class_name, "image_processor": settings}
+    )
+    contract.write(out)
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,202 @@
+"""A recipe: each part's own configuration, composed. YAML plus ``a.b=c``; all mistakes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from vlmtune.config import Config
+from vlmtune.data.media import ImagePolicy
+from vlmtune.errors import RecipeError
+from vlmtune.evaluation.config import EvaluationConfig
+from vlmtune.hub import Hub
+from vlmtune.training.config import Precision, TrainingConfig
+from vlmtune.training.tracking_config import TrackingConfig
+from vlmtune.tuning.config import TuningConfig
+
+
+class ModelConfig(Config):
+    """The recipe's ``model`` section.
+
+    Attributes:
+        base: Hub id or local folder of the base.
+        hub: Where a hub id is fetched from.
+        revision: Branch, tag or commit; the commit it meant is recorded.
+        dtype: Number format of the base's weights; None: ``training.precision`` for adapters, fp32
+            for full fine-tuning.
+        device: A torch device; None: a GPU if there is one.
+        backend: What resizes images; recorded in the contract.
+    """
+
+    base: str
+    hub: Hub = "huggingface"
+    revision: str | None = None
+    dtype: Precision | None = None
+    device: str | None = None
+    backend: Literal["pil", "torchvision"] = "pil"
+
+
+class DataConfig(Config):
+    """The recipe's ``data`` section.
+
+    Attributes:
+        path: A prepared dataset.
+        prompt: Text after the images of a user turn that has no text of its own; it becomes part of
+            the contract, so that serving asks the same.
+        system_prompt: System turn of rows that have none; None: the template's own.
+        max_length: Most tokens of a row; longer ones are never cut.
+        too_long: Leave longer rows out (with an entry in the ledger), or refuse to start.
+    """
+
+    path: str | None = None
+    prompt: str | None = None
+    system_prompt: str | None = None
+    max_length: int = Field(default=8192, ge=1)
+    too_long: Literal["drop", "error"] = "drop"
+
+
+class Recipe(Config):
+    """All that decides a run.
+
+    Attributes:
+        name: Name of the run's folder unless ``--run`` says otherwise.
+        description: One line for ``vlmtune recipes``.
+        model: The base.
+        data: What is trained on.
+        image: What happens to every image.
+        tuning: Which parameters train.
+        training: How they move.
+        evaluation: What is measured.
+        tracking: Trackers to report to.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    description: str = ""
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    image: ImagePolicy = ImagePolicy()
+    tuning: TuningConfig = TuningConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.tuning.method == "full" and self.model.dtype == "fp16":
+            raise ValueError("model.dtype: full fine-tuning of fp16 weights diverges; use bf16 or fp32")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        source: Name of a shipped recipe, or a YAML file.
+        overrides: ``training.batch_size=8`` and the like; values are YAML.
+
+    Raises:
+        RecipeError: With every mistake, each with its dotted name.
+    """
+    name, text = _read(source)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name} holds no options; expected sections like model, data, training")
+    for override in overrides:
+        _override(values, override)
+    return recipe_from(values, name)
+
+
+def recipe_from(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
+    """A recipe from nested values.
+
+    Raises:
+        RecipeError: With every mistake.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(fault["loc"], fault["msg"], fault["type"]) for fault in error.errors()]
+        raise RecipeError(f"{name} has {len(lines)} mistake(s): " + "; ".join(lines)) from error
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Names of the shipped recipes and their YAML."""
+    folder = resources.files("vlmtune") / "recipes"
+    return {
+        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".yaml")
+    }
+
+
+def option_names(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all options, in order."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from option_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
+    recipes = shipped_recipes()
+    if str(source) in recipes:
+        return str(source), recipes[str(source)]
+    nearest = get_close_matches(str(source), recipes, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise RecipeError(
+        f"there is no recipe {str(source)!r}; {hint}shipped are {', '.join(recipes)}. A recipe of "
+        "your own is a .yaml file: vlmtune recipes copy NAME FILE"
+    )
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise RecipeError(f"{override!r} is no override; expected a.b=c, e.g. training.batch_size=8")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    *sections, last = name.strip().split(".")
+    place = values
+    for section in sections:
+        below = place.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise RecipeError(_explain(tuple(name.split(".")), "", "extra_forbidden"))
+        place = below
+    place[last] = value
+
+
+def _explain(location: tuple[int | str, ...], message: str, kind: str) -> str:
+    name = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        known = list(option_names())
+        last = name.rsplit(".", 1)[-1]
+        nearest = get_close_matches(name, known, n=1) or [
+            option for option in known if option.rsplit(".", 1)[-1] == last
+        ]
+        return f"{name}: no such option" + (f", did you mean {nearest[0]}?" if nearest else "")
+    if kind == "missing":
+        return f"{name}: missing"
+    message = message.removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message

@@ -1,0 +1,96 @@
+"""Checkpoints as they lie on the disk: listed, sealed with a manifest, verified before they are read.
+
+safetensors has no checksum (a flipped bit loads silently as a wrong weight), so a manifest with the
+sha256 of every file is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from vlmtune.errors import CheckpointError
+from vlmtune.runs.files import sync_file, sync_folder, to_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"^step-(\d{6,})$")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if NAME.match(path.name)]
+    return sorted(found, key=step_of)
+
+
+def faults(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint's files; empty if every one is as it was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed: dict[str, dict[str, Any]] = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{MANIFEST}: {error}"]
+    found = []
+    for name, facts in listed.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name}: missing")
+        elif path.stat().st_size != facts["bytes"]:
+            found.append(f"{name}: {path.stat().st_size} bytes, {facts['bytes']} were written")
+        elif _sha256(path) != facts["sha256"]:
+            found.append(f"{name}: its content changed since it was written")
+    return found
+
+
+def newest_good(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint, or None if there is none at all.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and every one is damaged: starting afresh would
+            throw work away silently.
+    """
+    candidates = checkpoints(folder)
+    for path in reversed(candidates):
+        problems = faults(path)
+        if not problems:
+            return path
+        logger.warning("%s is damaged (%s); trying an earlier one", path, "; ".join(problems[:3]))
+    if candidates:
+        raise CheckpointError(
+            f"all {len(candidates)} checkpoints in {folder} are damaged; start anew in another "
+            "folder with --run DIR"
+        )
+    return None
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    match = NAME.match(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def seal(folder: Path, step: int) -> None:
+    """Write a checkpoint's manifest, and make every file durable."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    listed = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in files}
+    for path in files:
+        sync_file(path)
+    manifest = folder / MANIFEST
+    manifest.write_text(
+        to_json({"format": 1, "step": step, "files": listed}) + "\n", encoding="utf-8"
+    )
+    sync_file(manifest)
+    sync_folder(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,74 @@
+"""Writing files so that a kill at any moment leaves either the old or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def to_json(value: Any, *, indent: int | None = 2) -> str:
+    """JSON text with a stable order of keys and readable Unicode."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content at once, and be sure that it is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_text`` of a JSON value."""
+    write_text(path, to_json(value) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a JSONL file; a last line torn by a kill is passed over."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records to a JSONL file in one write."""
+    text = "".join(to_json(record, indent=None) + "\n" for record in records)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def keep_lines_through(path: Path, step: int) -> None:
+    """Drop the records of later steps, which a resumed run will write again."""
+    kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
+    write_text(path, "".join(to_json(record, indent=None) + "\n" for record in kept))

@@ -1,0 +1,184 @@
+"""One resolver for every MODEL argument: hub id, local model, run, checkpoint or adapter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vlmtune.data.media import ImagePolicy
+from vlmtune.errors import CheckpointError, UsageError
+from vlmtune.hub import Hub, download_model
+from vlmtune.models.contract import FILE, Contract, make_contract, verify_contract
+from vlmtune.models.encode import Encoder
+from vlmtune.models.families import load_family
+from vlmtune.models.load import BaseSource, LoadingConfig, load_model
+from vlmtune.runs.checkpoints import newest_good
+from vlmtune.runs.folder import RunFolder
+from vlmtune.tuning.apply import ADAPTER_CONFIG, Tuned, load_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a MODEL argument means.
+
+    Attributes:
+        kind: What it is.
+        name: What the user wrote.
+        base: The weights to load first.
+        adapter: Folder of an adapter to put into them, or None.
+        contract: The contract it was trained under, or None for a plain model.
+    """
+
+    kind: Literal["model", "adapter"]
+    name: str
+    base: BaseSource
+    adapter: Path | None
+    contract: Contract | None
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model ready to be asked.
+
+    Attributes:
+        resolved: Where it came from.
+        model: The model, adapters inside.
+        adapter: peft's handle on the adapters, or None.
+        encoder: The encoder of its contract.
+    """
+
+    resolved: Resolved
+    model: PreTrainedModel
+    adapter: PeftModel | None
+    encoder: Encoder
+
+    @property
+    def contract(self) -> Contract:
+        """The contract in force."""
+        return self.encoder.contract
+
+
+def resolve(
+    argument: str | Path, *, hub: Hub = "huggingface", revision: str | None = None
+) -> Resolved:
+    """Find out what a MODEL argument is; a hub id is downloaded.
+
+    Raises:
+        UsageError: If it is nothing of the kind.
+        HubError: If a hub id cannot be fetched.
+    """
+    folder = Path(argument)
+    if folder.is_dir():
+        return _resolve_folder(str(argument), folder)
+    if isinstance(argument, str) and HUB_ID.match(argument):
+        return Resolved("model", argument, fetch_base(argument, hub, revision), None, None)
+    raise UsageError(
+        f"MODEL: {str(argument)!r} is neither an existing folder (a model, a run, a checkpoint, an "
+        "adapter) nor a hub id like Qwen/Qwen2-VL-2B-Instruct"
+    )
+
+
+def fetch_base(name: str, hub: Hub, revision: str | None) -> BaseSource:
+    """A base by folder or hub id.
+
+    Raises:
+        HubError: If a hub id cannot be fetched.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return BaseSource(folder, str(folder.resolve()))
+    if not HUB_ID.match(name):
+        raise UsageError(
+            f"model.base: {name!r} is neither an existing folder nor a hub id like "
+            "Qwen/Qwen2-VL-2B-Instruct"
+        )
+    downloaded = download_model(name, hub=hub, revision=revision)
+    return BaseSource(downloaded.path, name, hub, downloaded.revision)
+
+
+def open_model(
+    resolved: Resolved,
+    loading: LoadingConfig,
+    *,
+    image: ImagePolicy | None = None,
+    backend: Literal["pil", "torchvision"] = "pil",
+) -> OpenModel:
+    """Load a resolved model for asking.
+
+    Args:
+        resolved: What to load.
+        loading: Device and dtype.
+        image: Image policy of a plain model, which has no contract; a contract always stands.
+        backend: Image processor of a plain model.
+
+    Raises:
+        ContractMismatchError: If the base is not the one that the adapter was trained on.
+        ModelError: If weights or adapter do not fit.
+    """
+    device, dtype = loading.resolve()
+    contract = resolved.contract
+    family = load_family(
+        str(resolved.base.folder), contract.processor.backend if contract else backend
+    )
+    if contract is None:
+        contract = make_contract(family, resolved.base.identity(), image or ImagePolicy())
+    else:
+        found = contract.base.weights_sha256
+        if resolved.kind == "adapter":
+            found = resolved.base.identity().weights_sha256
+        verify_contract(contract, family, found)
+    model = load_model(resolved.base.folder, dtype=dtype, device=device)
+    tuned = Tuned(model, None)
+    if resolved.adapter is not None:
+        tuned = load_adapter(model, resolved.adapter, trainable=False)
+    model.eval()
+    return OpenModel(resolved, model, tuned.adapter, Encoder(family, contract))
+
+
+def with_base(resolved: Resolved, base: BaseSource) -> Resolved:
+    """The same adapter on a base given by hand, e.g. when its folder moved."""
+    return replace(resolved, base=base)
+
+
+def latest_checkpoint(run: RunFolder) -> Path:
+    """The newest undamaged checkpoint of a run.
+
+    Raises:
+        CheckpointError: If it has none yet, or all are damaged.
+    """
+    newest = newest_good(run.checkpoints)
+    if newest is None:
+        raise CheckpointError(
+            f"{run} has no checkpoint yet; continue it with `vlmtune train … --run {run} --resume`"
+        )
+    return newest
+
+
+def _resolve_folder(name: str, folder: Path) -> Resolved:
+    run = RunFolder(folder)
+    if run.exists:
+        return _resolve_folder(name, latest_checkpoint(run))
+    contract = Contract.read(folder) if (folder / FILE).is_file() else None
+    if (folder / ADAPTER_CONFIG).is_file():
+        if contract is None:
+            raise UsageError(
+                f"{folder} is an adapter without {FILE}: nothing says how its images were prepared. "
+                "vlmtune writes the contract beside every adapter; copy it along"
+            )
+        base = contract.base
+        source = fetch_base(base.id, base.hub or "huggingface", base.revision)
+        return Resolved("adapter", name, source, folder, contract)
+    if (folder / "config.json").is_file():
+        source = BaseSource(folder, str(folder.resolve()))
+        return Resolved("model", name, source, None, contract)
+    raise UsageError(
+        f"MODEL: {folder} holds no model (config.json), adapter ({ADAPTER_CONFIG}) or run (recipe.yaml)"
+    )

@@ -1,0 +1,63 @@
+"""The recipe's ``training`` section."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from vlmtune.config import Config
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class TrainingConfig(Config):
+    """How the weights move.
+
+    Attributes:
+        epochs: Times each row is trained.
+        max_steps: Optimizer steps instead of epochs.
+        batch_size: Rows per optimizer step. How a step is cut into forwards is the planner's business
+            and does not change the result.
+        learning_rate: The highest learning rate of the schedule.
+        schedule: What follows the warm-up.
+        warmup_steps: Steps of linear warm-up; stands above ``warmup_ratio``.
+        warmup_ratio: Warm-up as a part of all steps.
+        weight_decay: AdamW's decay of matrices; vectors (norms, biases) do not decay.
+        betas: AdamW's averaging of gradients and of their squares.
+        clip: Largest norm of a step's gradient; 0 turns clipping off.
+        precision: Number format of the matrix products.
+        gradient_checkpointing: Trade a third more computing for the memory of the activations.
+        seed: Seed of the order of rows, of new weights and of dropout.
+        log_steps: Optimizer steps between two lines of progress.
+        save_steps: Optimizer steps between two checkpoints.
+        keep: Newest checkpoints to keep; the best one stays besides.
+        token_budget: Most tokens of one forward; None: by device.
+        workers: Threads that decode and encode ahead of the model.
+    """
+
+    epochs: float = Field(default=1, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int | None = Field(default=None, ge=0)
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(default=1.0, ge=0)
+    precision: Precision = "bf16"
+    gradient_checkpointing: bool = False
+    seed: int = Field(default=42, ge=0)
+    log_steps: int = Field(default=10, ge=1)
+    save_steps: int = Field(default=100, ge=1)
+    keep: int = Field(default=3, ge=1)
+    token_budget: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=2, ge=0)
+
+    def warmup(self, steps: int) -> int:
+        """Warm-up steps of a run of ``steps`` optimizer steps."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil(self.warmup_ratio * steps)

@@ -1,0 +1,73 @@
+"""Packed batches ahead of the model: threads decode and encode while it computes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from vlmtune.batching.collate import PackedBatch, pack
+from vlmtune.batching.planner import Plan, Step
+from vlmtune.data.dataset import Rows
+from vlmtune.models.encode import Encoder
+
+AHEAD = 2  # steps prepared while one is trained
+
+
+class Loader:
+    """Makes the batches of a plan's steps, in the plan's order whatever the number of workers.
+
+    Args:
+        rows: The split.
+        encoder: The model's encoder.
+        plan: Which rows make which step.
+        workers: Threads; 0 does the work in the calling thread.
+    """
+
+    def __init__(self, rows: Rows, encoder: Encoder, plan: Plan, workers: int) -> None:
+        self._rows = rows
+        self._encoder = encoder
+        self._plan = plan
+        self._workers = workers
+        self._reading = threading.Lock()  # the reader keeps a cache; encoding needs no lock
+
+    def row_id(self, index: int) -> str:
+        """Id of a row of the split."""
+        return self._rows.ids[index]
+
+    def steps(self, start: int) -> Iterator[tuple[Step, list[PackedBatch]]]:
+        """Steps after ``start`` (steps done so far) with their batches."""
+        numbers = range(start + 1, self._plan.steps + 1)
+        if self._workers == 0:
+            for number in numbers:
+                step = self._plan.step(number)
+                yield step, [self._pack(indices) for indices in step.packs]
+            return
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vlmtune-loader")
+        try:
+            yield from self._ahead(pool, numbers)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ahead(
+        self, pool: ThreadPoolExecutor, numbers: range
+    ) -> Iterator[tuple[Step, list[PackedBatch]]]:
+        waiting: deque[tuple[Step, list[Future[PackedBatch]]]] = deque()
+        for number in numbers:
+            step = self._plan.step(number)
+            waiting.append((step, [pool.submit(self._pack, indices) for indices in step.packs]))
+            if len(waiting) > AHEAD:
+                ready, futures = waiting.popleft()
+                yield ready, [future.result() for future in futures]
+        while waiting:
+            ready, futures = waiting.popleft()
+            yield ready, [future.result() for future in futures]
+
+    def _pack(self, indices: Sequence[int]) -> PackedBatch:
+        rows = []
+        for index in indices:
+            with self._reading:
+                row = self._rows[index]
+            rows.append(self._encoder.encode(row))
+        return pack(self._encoder.family, rows)

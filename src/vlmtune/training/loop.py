@@ -1,0 +1,280 @@
+"""The loop. There is only one: LoRA and full fine-tuning differ in what was done to the model before.
+
+The loss of a step is the sum over all its label tokens divided by their number, whatever the cut
+into forwards; a killed run continues to the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vlmtune.batching.collate import PackedBatch
+from vlmtune.batching.planner import Plan, Step
+from vlmtune.errors import DivergedError, VlmtuneError
+from vlmtune.models.family import Family
+from vlmtune.runs.files import append_lines
+from vlmtune.runs.folder import RunFolder
+from vlmtune.training.checkpoint import State, prune, save_checkpoint
+from vlmtune.training.config import TrainingConfig
+from vlmtune.training.loader import Loader
+from vlmtune.training.memory import peak_memory
+from vlmtune.training.loss import mean_loss, summed_loss
+from vlmtune.training.optim import autocast, learning_rate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 3  # steps in a row without a finite gradient before the run stops
+
+
+class StoppedError(VlmtuneError):
+    """A signal stopped the run after its checkpoint was written. Exit status 128 + signal."""
+
+    code = "stopped"
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, as it is logged.
+
+    Attributes:
+        step: Its number, from 1.
+        steps: How many the run has.
+        loss: Per-token loss over all labels of the step.
+        learning_rate: As it was used.
+        gradient_norm: Before clipping.
+        applied: False if the step was left out (fp16 overflow, or not finite).
+        samples: Rows of the step.
+        tokens: Tokens of the step.
+        labels: Tokens trained on.
+        seconds: What it took, waiting for data included; saving and probing not.
+        peak_memory_bytes: Highest memory so far.
+        probe_loss: Per-token loss on the probe after the step, where it was measured.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    applied: bool
+    samples: int
+    tokens: int
+    labels: int
+    seconds: float
+    peak_memory_bytes: int
+    probe_loss: float | None = None
+
+
+def _silent(report: StepReport) -> None:
+    """Report to nobody."""
+
+
+@dataclass
+class Job:
+    """All that a run is made of.
+
+    Attributes:
+        model: The model, adapters inside, on its device.
+        family: Its family.
+        parameters: What trains, by name.
+        optimizer: Of these parameters.
+        scaler: The fp16 gradient scaler; disabled otherwise.
+        config: The recipe's ``training``.
+        plan: Which rows make which step.
+        loader: Makes their batches.
+        folder: The run's folder.
+        write_weights: Writes weights and contract into a checkpoint's folder.
+        probe: Fixed batches for the loss during training; may be empty.
+        probe_steps: Steps between two measurements of it.
+        state: Where the run stands.
+        on_step: Called after every step.
+    """
+
+    model: PreTrainedModel
+    family: Family
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    config: TrainingConfig
+    plan: Plan
+    loader: Loader
+    folder: RunFolder
+    write_weights: Callable[[Path], None]
+    probe: Sequence[PackedBatch] = ()
+    probe_steps: int = 100
+    state: State = field(default_factory=State)
+    on_step: Callable[[StepReport], None] = _silent
+
+
+def run(job: Job) -> State:
+    """Train from where the state stands to the end of the plan.
+
+    Returns:
+        The state after the last step; its checkpoint is written.
+
+    Raises:
+        StoppedError: On SIGINT or SIGTERM, after a checkpoint.
+        DivergedError: If gradients stop being finite.
+    """
+    steps, failures = job.plan.steps, 0
+    job.model.train()
+    with _stop_signals() as stopped:
+        started = time.perf_counter()
+        for step, batches in job.loader.steps(start=job.state.step):
+            report = _train_step(job, step, batches, started)
+            failures = 0 if report.applied or job.scaler.is_enabled() else failures + 1
+            if failures == PATIENCE:
+                raise _diverged(job, step)
+            _account(job, step, report)
+            last = step.number == steps
+            if job.probe and (last or step.number % job.probe_steps == 0):
+                report = _probe(job, report)
+            _log(job, step, report)
+            if last or step.number % job.config.save_steps == 0 or stopped:
+                _save(job)
+            job.on_step(report)
+            if stopped and not last:
+                raise _stopped(job, stopped[0])
+            started = time.perf_counter()
+    return job.state
+
+
+def _train_step(
+    job: Job, step: Step, batches: list[PackedBatch], started: float
+) -> StepReport:
+    device = job.model.device
+    labels = sum(batch.labels for batch in batches)
+    total = torch.zeros((), device=device)
+    for batch in batches:
+        with autocast(job.config, device):
+            loss = summed_loss(job.model, job.family, batch.to(device)) / labels
+        job.scaler.scale(loss).backward()
+        total += loss.detach()
+    job.scaler.unscale_(job.optimizer)
+    norm = _clip(list(job.parameters.values()), job.config.clip)
+    rate = learning_rate(job.config, step.number, job.plan.steps)
+    for group in job.optimizer.param_groups:
+        group["lr"] = rate
+    loss_value, norm_value = float(total), float(norm)
+    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
+    # The scaler leaves the step out by itself where a gradient overflowed, and lowers its scale.
+    if finite or job.scaler.is_enabled():
+        job.scaler.step(job.optimizer)
+        job.scaler.update()
+    job.optimizer.zero_grad(set_to_none=True)
+    return StepReport(
+        step=step.number,
+        steps=job.plan.steps,
+        loss=loss_value,
+        learning_rate=rate,
+        gradient_norm=norm_value,
+        applied=finite,
+        samples=len(step.rows),
+        tokens=sum(batch.tokens for batch in batches),
+        labels=labels,
+        seconds=time.perf_counter() - started,
+        peak_memory_bytes=peak_memory(device),
+    )
+
+
+def _clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Scale the gradients down to a norm of ``limit`` (0: leave them), and return their norm."""
+    return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
+
+
+def _account(job: Job, step: Step, report: StepReport) -> None:
+    state = job.state
+    state.step = step.number
+    state.samples += report.samples
+    state.tokens += report.tokens
+    state.labels += report.labels
+    state.seconds += report.seconds
+    state.scaler = job.scaler.state_dict()
+
+
+def _probe(job: Job, report: StepReport) -> StepReport:
+    """Measure the loss on the probe; training goes on as if it had not been measured."""
+    device = job.model.device
+    job.model.eval()
+    with autocast(job.config, device):
+        loss = mean_loss(job.model, job.family, [batch.to(device) for batch in job.probe])
+    job.model.train()
+    if job.state.best_loss is None or loss < job.state.best_loss:
+        job.state.best_step, job.state.best_loss = job.state.step, loss
+    return StepReport(**{**vars(report), "probe_loss": loss})
+
+
+def _log(job: Job, step: Step, report: StepReport) -> None:
+    record = {name: value for name, value in vars(report).items() if name != "steps"}
+    for name in ("loss", "gradient_norm", "probe_loss"):
+        if record[name] is None or not math.isfinite(record[name]):
+            del record[name]  # JSON has no NaN; ``applied`` says that the step was left out
+    ids = [job.loader.row_id(index) for index in step.rows]
+    event = "trained" if report.applied else "skipped_step"
+    append_lines(job.folder.ledger, [{"step": step.number, "event": event, "ids": ids}])
+    append_lines(job.folder.metrics, [record])
+
+
+def _save(job: Job) -> None:
+    config, state = job.config, job.state
+    save_checkpoint(job.folder.checkpoints, state, job.optimizer, job.parameters, job.write_weights)
+    prune(job.folder.checkpoints, config.keep, state.best_step)
+
+
+def _diverged(job: Job, step: Step) -> DivergedError:
+    ids = ", ".join(job.loader.row_id(index) for index in step.rows[:5])
+    return DivergedError(
+        f"loss or gradients were not finite in {PATIENCE} steps in a row, up to step {step.number} "
+        f"(rows {ids} …). Those steps were not applied and the last checkpoint is intact. Lower "
+        "training.learning_rate, or try training.precision=fp32"
+    )
+
+
+def _stopped(job: Job, number: int) -> StoppedError:
+    name = signal.Signals(number).name
+    return StoppedError(
+        number,
+        f"stopped by {name} after step {job.state.step} of {job.plan.steps}; the checkpoint is "
+        f"written. Go on with the same command and --resume (--run {job.folder})",
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying; a further one changes nothing."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if not received:
+            logger.warning("%s: saving after this step", signal.Signals(number).name)
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals reach the main thread alone
+        return
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,39 @@
+"""The loss: summed cross-entropy of the label positions alone, normalised by the whole step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmtune.batching.collate import PackedBatch
+from vlmtune.models.family import Family
+
+
+def label_logits(model: nn.Module, family: Family, batch: PackedBatch) -> Tensor:
+    """Logits of the places whose next token is trained, shape ``(labels, vocabulary)``.
+
+    No logits are made for prompts and images: at a vocabulary of 151,936 they would be most of the
+    memory of a step.
+    """
+    inputs: dict[str, Any] = family.forward_inputs(batch.inputs)
+    return model(**inputs, logits_to_keep=batch.predicts).logits
+
+
+def summed_loss(model: nn.Module, family: Family, batch: PackedBatch) -> Tensor:
+    """Sum of the per-token losses of a packed batch, a float32 scalar.
+
+    Divide by the number of labels of the whole optimizer step, not of this batch: the mean of
+    means weighs the tokens of short packs more.
+    """
+    logits = label_logits(model, family, batch)
+    return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, family: Family, batches: list[PackedBatch]) -> float:
+    """Per-token loss over all labels of the batches."""
+    labels = sum(batch.labels for batch in batches)
+    total = sum(float(summed_loss(model, family, batch)) for batch in batches)
+    return total / labels

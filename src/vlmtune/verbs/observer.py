@@ -1,0 +1,18 @@
+"""Who is told how a long job goes."""
+
+from __future__ import annotations
+
+from vlmtune.training.loop import StepReport
+
+
+class Observer:
+    """Hears nothing; the command line overrides what it shows."""
+
+    def stage(self, text: str) -> None:
+        """A part of the job begins."""
+
+    def progress(self, done: int, total: int) -> None:
+        """So much of the current part is done."""
+
+    def step(self, report: StepReport) -> None:
+        """An optimizer step is done."""

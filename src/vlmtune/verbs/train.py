@@ -1,0 +1,382 @@
+"""A whole run: evaluate before, train, evaluate after, report. Continues where it was killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlmtune.batching.collate import PackedBatch, pack
+from vlmtune.batching.planner import Plan, pack_indices
+from vlmtune.data.conversation import Conversation
+from vlmtune.data.dataset import PreparedDataset, Rows
+from vlmtune.errors import ChangedError, RunExistsError, UsageError
+from vlmtune.evaluation.run import Evaluation, evaluate_rows
+from vlmtune.models.contract import Contract, make_contract
+from vlmtune.models.encode import Encoder
+from vlmtune.models.families import load_family
+from vlmtune.models.load import DTYPES, BaseSource, LoadingConfig, load_model
+from vlmtune.recipe import Recipe, load_recipe
+from vlmtune.runs.checkpoints import newest_good
+from vlmtune.runs.files import append_lines, keep_lines_through, write_json, write_text
+from vlmtune.runs.folder import RunFolder, describe_environment
+from vlmtune.runs.resolve import fetch_base, latest_checkpoint
+from vlmtune.training.checkpoint import State, load_state
+from vlmtune.training.loader import Loader
+from vlmtune.training.loop import Job, StepReport, run
+from vlmtune.training.optim import autocast, make_optimizer, make_scaler
+from vlmtune.training.prepare_rows import Dropped, measure, plan_rows
+from vlmtune.training.summary import totals, write_summary
+from vlmtune.training.tracking import Trackers, open_trackers
+from vlmtune.tuning.apply import Tuned, apply_tuning, load_adapter
+from vlmtune.verbs.observer import Observer
+from vlmtune.verbs.run_facts import quarantined, recipe_changes
+from vlmtune.verbs.weights import write_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 16384}
+PROGRESS_EVERY = 50
+
+
+def train(
+    recipe: Recipe | str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    allow_change: bool = False,
+    observer: Observer | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Fine-tune as a recipe says.
+
+    Args:
+        recipe: A recipe, the name of a shipped one, or a YAML file.
+        run_dir: The run's folder; ``runs/NAME`` unless given.
+        resume: Continue the run in the folder; starts it where there is none.
+        allow_change: Continue although data, recipe or contract changed, and record it.
+        observer: Who is told how it goes.
+        **overrides: Options with ``__`` for the dot: ``training__batch_size=8``.
+
+    Returns:
+        The keys of ``vlmtune train --json``.
+
+    Raises:
+        RunExistsError: If the folder holds a run and ``resume`` is not set.
+        ChangedError: If something changed since the run began.
+        StoppedError: On a signal, after a checkpoint.
+    """
+    if not isinstance(recipe, Recipe):
+        items = [f"{name.replace('__', '.')}={value}" for name, value in overrides.items()]
+        recipe = load_recipe(recipe, items)
+    folder = RunFolder(run_dir or Path("runs") / recipe.name)
+    with folder.lock():
+        return _Run(recipe, folder, observer or Observer()).go(resume, allow_change)
+
+
+@dataclass
+class _Run:
+    """One run on its way."""
+
+    recipe: Recipe
+    folder: RunFolder
+    observer: Observer
+
+    def go(self, resume: bool, allow_change: bool) -> dict[str, Any]:
+        if self.folder.exists and not resume:
+            raise RunExistsError(
+                f"{self.folder} already holds a run; continue it with --resume, or choose another "
+                "folder with --run DIR"
+            )
+        finished = self.folder.read_result()
+        dataset, base, encoder = self._open()
+        if self.folder.exists:
+            self._compare(dataset, encoder.contract, allow_change)
+            if finished is not None:
+                logger.warning("%s is finished; nothing to do", self.folder)
+                return finished
+        else:
+            self._start(dataset, encoder.contract)
+        plan, rows = self._plan(dataset, encoder)
+        checkpoint = newest_good(self.folder.checkpoints)
+        validation = dataset.split("validation")
+        device, dtype = self._device()
+        model = self._load(base, checkpoint, device, dtype)
+        if checkpoint is None and self.recipe.evaluation.before:
+            self._evaluate("before", model, encoder, validation)
+        trackers = self._trackers(encoder.contract, plan)
+        try:
+            tuned = self._tune(model, encoder, base, checkpoint)
+            self._train(tuned, encoder, base, plan, rows, validation, checkpoint, trackers)
+            if self.recipe.evaluation.after:
+                after = self._evaluate("after", tuned.model, encoder, validation)
+                _show_pictures(trackers, plan.steps, after, validation)
+        finally:
+            trackers.finish()
+        return self._finish()
+
+    def _open(self) -> tuple[PreparedDataset, BaseSource, Encoder]:
+        recipe = self.recipe
+        if recipe.data.path is None:
+            raise UsageError(
+                "data.path: missing; prepare a data set (vlmtune prepare SOURCE --out DIR), then "
+                "give data.path=DIR"
+            )
+        dataset = PreparedDataset.open(recipe.data.path)
+        evaluates = recipe.evaluation.before or recipe.evaluation.after
+        if evaluates and not len(dataset.split("validation")):
+            raise UsageError(
+                f"{recipe.data.path} has no validation rows to measure on; prepare it with "
+                "--validation 0.1, or set evaluation.before=false evaluation.after=false"
+            )
+        self.observer.stage("opening the model")
+        base = fetch_base(recipe.model.base, recipe.model.hub, recipe.model.revision)
+        family = load_family(str(base.folder), recipe.model.backend)
+        contract = make_contract(
+            family,
+            base.identity(),
+            recipe.image,
+            system_prompt=recipe.data.system_prompt,
+            prompt=recipe.data.prompt,
+        )
+        return dataset, base, Encoder(family, contract)
+
+    def _start(self, dataset: PreparedDataset, contract: Contract) -> None:
+        data = {
+            "path": str(Path(dataset.path).resolve()),
+            "fingerprint": dataset.fingerprint,
+            "source": dataset.info.source,
+            "splits": {"train": 0, "validation": 0, **dataset.info.splits},
+            "quarantined": quarantined(dataset),
+        }
+        self.folder.start(self.recipe.to_yaml(), describe_environment(), data)
+        contract.write(self.folder.path)
+
+    def _compare(self, dataset: PreparedDataset, contract: Contract, allow: bool) -> None:
+        """Refuse to go on with something else than the run was started with."""
+        changes = []
+        stored = json.loads(self.folder.data.read_text(encoding="utf-8"))
+        if stored["fingerprint"] != dataset.fingerprint:
+            changes.append(f"data: {stored['fingerprint'][:12]} is now {dataset.fingerprint[:12]}")
+        changes += recipe_changes(self.folder.recipe, self.recipe)
+        if self.folder.contract.exists():
+            changes += Contract.read(self.folder.path).differences(contract)
+        if not changes:
+            return
+        if not allow:
+            raise ChangedError(
+                f"{self.folder} was started with something else: {'; '.join(changes)}. Undo that, "
+                "or go on all the same with --allow-change, which is recorded"
+            )
+        append_lines(self.folder.ledger, [{"event": "changed", "changes": changes}])
+        write_text(self.folder.recipe, self.recipe.to_yaml())
+        contract.write(self.folder.path)
+        stored.update(fingerprint=dataset.fingerprint, path=str(Path(dataset.path).resolve()))
+        write_json(self.folder.data, stored)
+
+    def _plan(self, dataset: PreparedDataset, encoder: Encoder) -> tuple[Plan, Rows]:
+        recipe, device = self.recipe, self._device()[0]
+        rows = dataset.split("train")
+        self.observer.stage("measuring rows")
+        lengths, unusable = measure(rows, encoder, self._progress)
+        budget = recipe.training.token_budget or TOKENS_PER_FORWARD.get(device.type, 4096)
+        plan, long = plan_rows(
+            rows,
+            lengths,
+            recipe.training,
+            max_length=recipe.data.max_length,
+            too_long=recipe.data.too_long,
+            token_budget=budget,
+        )
+        if not self.folder.ledger.exists():
+            self._write_dropped([*unusable, *long])
+        return plan, rows
+
+    def _write_dropped(self, dropped: list[Dropped]) -> None:
+        records = [{"step": 0, "event": "dropped", **vars(row)} for row in dropped]
+        append_lines(self.folder.ledger, records)
+        for row in dropped[:5]:
+            logger.warning("row %s is left out: %s", row.id, row.message)
+        if len(dropped) > 5:
+            logger.warning("… and %d more; see %s", len(dropped) - 5, self.folder.ledger)
+
+    def _device(self) -> tuple[torch.device, torch.dtype]:
+        """Adapters train over a base in the precision of the products, full weights in fp32."""
+        recipe = self.recipe
+        precision = recipe.training.precision if recipe.tuning.method == "lora" else "fp32"
+        device = LoadingConfig(device=recipe.model.device).resolve()[0]
+        return device, DTYPES[recipe.model.dtype or precision]
+
+    def _load(
+        self, base: BaseSource, checkpoint: Path | None, device: torch.device, dtype: torch.dtype
+    ) -> PreTrainedModel:
+        self.observer.stage("loading weights")
+        full = self.recipe.tuning.method == "full"
+        folder = checkpoint if checkpoint is not None and full else base.folder
+        return load_model(folder, dtype=dtype, device=device)
+
+    def _tune(
+        self, model: PreTrainedModel, encoder: Encoder, base: BaseSource, checkpoint: Path | None
+    ) -> Tuned:
+        recipe = self.recipe
+        torch.manual_seed(recipe.training.seed)
+        if checkpoint is not None and recipe.tuning.method == "lora":
+            tuned = load_adapter(model, checkpoint, trainable=True)
+        else:
+            tuned = apply_tuning(model, recipe.tuning, encoder.family.facts, base_id=base.id)
+        if recipe.training.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        return tuned
+
+    def _train(  # noqa: PLR0913
+        self,
+        tuned: Tuned,
+        encoder: Encoder,
+        base: BaseSource,
+        plan: Plan,
+        rows: Rows,
+        validation: Rows,
+        checkpoint: Path | None,
+        trackers: Trackers,
+    ) -> None:
+        config = self.recipe.training
+        parameters = tuned.trainable()
+        optimizer = make_optimizer(parameters, config)
+        scaler = make_scaler(config, tuned.model.device)
+        state = State(token_budget=plan.token_budget, plan=plan.fingerprint())
+        if checkpoint is not None:
+            state = load_state(checkpoint, optimizer, parameters)
+            if state.scaler:
+                scaler.load_state_dict(state.scaler)
+        self._forget_after(state.step)
+        every = self.recipe.evaluation.every or config.save_steps
+        job = Job(
+            model=tuned.model,
+            family=encoder.family,
+            parameters=parameters,
+            optimizer=optimizer,
+            scaler=scaler,
+            config=config,
+            plan=plan,
+            loader=Loader(rows, encoder, plan, config.workers),
+            folder=self.folder,
+            write_weights=lambda out: write_weights(out, tuned, encoder, base),
+            probe=self._probe(validation, encoder, plan.token_budget),
+            probe_steps=every,
+            state=state,
+            on_step=lambda report: self._on_step(report, trackers),
+        )
+        self.observer.stage("training")
+        run(job)
+
+    def _forget_after(self, step: int) -> None:
+        """What was written after the checkpoint will be written again."""
+        for path in (self.folder.ledger, self.folder.metrics):
+            keep_lines_through(path, step)
+
+    def _probe(self, validation: Rows, encoder: Encoder, budget: int) -> list[PackedBatch]:
+        count = min(self.recipe.evaluation.probe, len(validation))
+        encoded = [encoder.encode(validation[index]) for index in range(count)]
+        packs = pack_indices(range(count), [len(row.tokens) for row in encoded], budget)
+        return [pack(encoder.family, [encoded[index] for index in indices]) for indices in packs]
+
+    def _on_step(self, report: StepReport, trackers: Trackers) -> None:
+        self.observer.step(report)
+        if report.step == 1 or report.step % self.recipe.training.log_steps == 0:
+            values = {
+                "loss": report.loss,
+                "learning_rate": report.learning_rate,
+                "gradient_norm": report.gradient_norm,
+            }
+            if report.probe_loss is not None:
+                values["probe_loss"] = report.probe_loss
+            trackers.log(report.step, values)
+
+    def _evaluate(
+        self, when: str, model: PreTrainedModel, encoder: Encoder, validation: Rows
+    ) -> Evaluation:
+        done = Evaluation.read(self.folder.evaluation(when))
+        if done is not None:
+            return done
+        config = self.recipe.evaluation
+        rows: list[Conversation] = list(validation[: config.limit])
+        self.observer.stage(f"evaluating {when}")
+        with autocast(self.recipe.training, model.device):
+            evaluation = evaluate_rows(
+                model,
+                encoder,
+                rows,
+                config.metrics,
+                max_new_tokens=config.max_new_tokens,
+                batch_rows=config.batch_rows,
+                progress=lambda count: self.observer.progress(count, len(rows)),
+            )
+        evaluation.write(self.folder.evaluation(when))
+        return evaluation
+
+    def _trackers(self, contract: Contract, plan: Plan) -> Trackers:
+        hyperparameters = {
+            **self.recipe.model_dump(mode="json"),
+            "contract": contract.model_dump(mode="json"),
+            "rows": len(plan.kept),
+            "steps": plan.steps,
+        }
+        return open_trackers(
+            self.recipe.tracking,
+            folder=self.folder.path,
+            name=self.recipe.tracking.name or self.folder.path.name,
+            hyperparameters=hyperparameters,
+        )
+
+    def _progress(self, done: int, total: int) -> None:
+        if done % PROGRESS_EVERY == 0 or done == total:
+            self.observer.progress(done, total)
+
+    def _finish(self) -> dict[str, Any]:
+        self.observer.stage("writing the report")
+        write_summary(self.folder)
+        figures = totals(self.folder)
+        steps = self.folder.steps()
+        before = Evaluation.read(self.folder.evaluation("before"))
+        after = Evaluation.read(self.folder.evaluation("after"))
+        result = {
+            "run": str(self.folder),
+            "checkpoint": str(latest_checkpoint(self.folder)),
+            "steps": int(figures["steps"]),
+            "samples": int(figures["samples"]),
+            "seconds": round(figures["seconds"], 3),
+            "samples_per_second": round(figures["samples_per_second"], 3),
+            "loss": steps[-1].get("loss") if steps else None,
+            "before": _values(before),
+            "after": _values(after),
+            "report": str(self.folder.report),
+        }
+        write_json(self.folder.result, result)
+        return result
+
+
+def _values(evaluation: Evaluation | None) -> dict[str, float]:
+    if evaluation is None:
+        return {}
+    return {name: estimate.value for name, estimate in evaluation.metrics.items()}
+
+
+def _show_pictures(
+    trackers: Trackers, step: int, evaluation: Evaluation, validation: Rows, most: int = 16
+) -> None:
+    """The first validation images with the model's answers, in the tracker."""
+    from vlmtune.data.media import ImagePolicy, open_image
+
+    pictures = []
+    for prediction, row in zip(evaluation.predictions[:most], validation[:most], strict=False):
+        if row.images:
+            picture = open_image(row.images[0].data, ImagePolicy())
+            pictures.append((picture, prediction.prediction))
+    trackers.log_images(step, "Prediction", pictures)

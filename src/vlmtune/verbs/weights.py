@@ -1,0 +1,23 @@
+"""Writing what was trained: an adapter, or a model folder that every engine reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmtune.models.encode import Encoder
+from vlmtune.models.load import BaseSource
+from vlmtune.models.save import save_model
+from vlmtune.tuning.apply import Tuned
+
+
+def write_weights(out: Path, tuned: Tuned, encoder: Encoder, base: BaseSource) -> None:
+    """Write an adapter or a full model with its contract into an existing folder."""
+    if tuned.adapter is None:
+        save_model(
+            tuned.model, out, family=encoder.family, contract=encoder.contract, base=base.folder
+        )
+        return
+    # "auto" would ask the hub for the base's configuration in the middle of a run.
+    tuned.adapter.save_pretrained(str(out), save_embedding_layers=False)
+    (out / "README.md").unlink(missing_ok=True)
+    encoder.contract.write(out)
