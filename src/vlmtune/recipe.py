@@ -89,7 +89,9 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.tuning.method == "full" and self.model.dtype == "fp16":
-            raise ValueError("model.dtype: full fine-tuning of fp16 weights diverges; use bf16 or fp32")
+            raise ValueError(
+                "model.dtype: full fine-tuning of fp16 weights diverges; use bf16 or fp32"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -172,7 +174,9 @@ def _read(source: str | Path) -> tuple[str, str]:
 def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
-        raise RecipeError(f"{override!r} is no override; expected a.b=c, e.g. training.batch_size=8")
+        raise RecipeError(
+            f"{override!r} is no override; expected a.b=c, e.g. training.batch_size=8"
+        )
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:

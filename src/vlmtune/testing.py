@@ -1,7 +1,7 @@
 """Tiny random models of every family in the real layout, made offline in about a second.
 
-For tests, ours and yours: ``python -m vlmtune.testing tiny qwen2_vl OUT`` writes a folder that loads
-through the ordinary path like any hub model.
+For tests, ours and yours: ``python -m vlmtune.testing tiny qwen2_vl OUT`` writes a folder that
+loads through the ordinary path like any hub model.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from vlmtune.errors import UsageError, VlmtuneError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
-    r"\frac { 1 } { 2 } x ^ { 2 } + \sum _ { i = 0 } ^ { n } a _ { i } = \int _ { 0 } ^ { \infty } d x",
-    r"\left( \alpha \beta \gamma \delta \lambda \mu \right) \sqrt { x } \partial _ { t } \mathrm { e x p }",
+    r"\frac { 1 } { 2 } x ^ { 2 } + \sum _ { i = 0 } ^ { n } a _ { i } = \int _ { 0 } ^ { \infty }",
+    r"\left( \alpha \beta \gamma \delta \lambda \right) \sqrt { x } \partial _ { t } \mathrm { e }",
     r"\operatorname { s i n } \theta \cdot \hat { p } \bar { q } \to \phi \psi \pi , \quad \dots",
     "You are a helpful assistant. Describe this picture in one sentence, please.",
     "A man is riding a brown horse on the beach while two dogs are playing with a red ball.",

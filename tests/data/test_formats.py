@@ -11,7 +11,7 @@ from vlmtune.data.conversation import Image, Message, Text
 from vlmtune.data.formats import FORMATS, choose_columns, detect
 from vlmtune.data.prepare import PrepareOptions, prepare
 from vlmtune.data.quarantine import read_quarantine, visible
-from vlmtune.data.sources import Record, open_local
+from vlmtune.data.sources import FieldError, Record, open_local
 from vlmtune.errors import FormatError, UsageError
 
 MakeTable = Callable[..., Path]
@@ -158,6 +158,15 @@ def test_unclear_or_missing_columns() -> None:
         choose_columns([{"image": "a", "n": "x"}], {})
     with pytest.raises(FormatError, match="no column of images"):
         choose_columns([{"n": "a", "text": "x"}], {})
+
+
+@pytest.mark.parametrize("answers", [[], [" "], None, "[]", ""])
+def test_a_row_without_an_answer(answers: Any) -> None:
+    good = {"image": "a.png", "question": "q", "answers": ["x"]}
+    assert read([good])[0].references == ("x",)
+    with pytest.raises(FieldError) as caught:
+        read([good, {**good, "answers": answers}])
+    assert (caught.value.code, caught.value.field) == ("empty_answer", "answers")
 
 
 def test_detection() -> None:

@@ -19,8 +19,8 @@ class PackedBatch:
 
     Attributes:
         ids: The rows' ids, in order.
-        inputs: ``input_ids (1, tokens)``, ``positions (rows, tokens)``, ``image_mask (1, tokens)`` and
-            the family's vision tensors.
+        inputs: ``input_ids (1, tokens)``, ``positions (rows, tokens)``, ``image_mask
+            (1, tokens)`` and the family's vision tensors.
         predicts: Where the next token of the same row is trained: ``(1, tokens)``, bool. Logits are
             made for these places alone.
         targets: The ids to predict there, ``(labels,)``.

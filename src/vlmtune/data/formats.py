@@ -98,10 +98,10 @@ def table(sample: Sequence[Row], columns: Mapping[str, str]) -> Read:
             )
         messages = [Message("user", tuple(parts))]
         references = _answers(row.get(chosen["answers"])) if "answers" in chosen else ()
-        if "text" in chosen:
-            text = _text(_required(row, chosen["text"]))
+        text = _text(_required(row, chosen["text"])) if "text" in chosen else ""
+        if text.strip():
             messages.append(Message("assistant", (Text(text),)))
-        if not references and not messages[-1].text.strip():
+        elif "text" in chosen or not references:
             raise FieldError(
                 "empty_answer",
                 "the answer is empty; nothing could be trained on it",

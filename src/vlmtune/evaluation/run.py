@@ -98,7 +98,7 @@ class Evaluation:
         return cls(metrics, predictions, summary["max_new_tokens"])
 
 
-def evaluate_rows(
+def evaluate_rows(  # noqa: PLR0913
     model: PreTrainedModel,
     encoder: Encoder,
     rows: Sequence[Conversation],

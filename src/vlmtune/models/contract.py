@@ -59,6 +59,7 @@ class Contract(Config):
         system_prompt: System turn of conversations that have none; None leaves the template's own.
         prompt: Text after the images of a user turn that has no text of its own.
         processor: What turns a picture into numbers.
+        trained: Parts of the model whose weights differ from the base's; empty before training.
     """
 
     format: int = FORMAT
@@ -71,6 +72,7 @@ class Contract(Config):
     system_prompt: str | None = None
     prompt: str | None = None
     processor: ProcessorIdentity
+    trained: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write ``contract.json`` into a folder."""
@@ -91,8 +93,9 @@ class Contract(Config):
             value = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(value, dict) and value.get("format", 0) > FORMAT:
                 raise ModelError(
-                    f"{path} has format {value['format']}, written by vlmtune {value.get('vlmtune')}; "
-                    f"this version ({vlmtune.__version__}) knows up to {FORMAT}. Upgrade vlmtune"
+                    f"{path} has format {value['format']}, written by vlmtune "
+                    f"{value.get('vlmtune')}; this version "
+                    f"({vlmtune.__version__}) knows up to {FORMAT}. Upgrade vlmtune"
                 )
             return cls.model_validate(value)
         except (OSError, ValueError, ValidationError) as error:

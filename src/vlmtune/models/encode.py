@@ -1,7 +1,7 @@
 """The one encoder: a conversation and a contract become token ids, labels, positions and pixels.
 
-Training, evaluation, prediction, API and UI all encode here. Labels stand on the answers' tokens and
-the end token that closes each of them, nothing else.
+Training, evaluation, prediction, API and UI all encode here. Labels stand on the answers' tokens
+and the end token that closes each of them, nothing else.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Encoder:
 
         Args:
             conversation: The row.
-            ask: True to encode a question: the last answer is left out and the template's opening of
-                an assistant turn is added.
+            ask: True to encode a question: the last answer is left out and the template's opening
+                of an assistant turn is added.
             sizes: Upright sizes of the images, where they are known already.
 
         Raises:
@@ -114,6 +114,10 @@ class Encoder:
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text; control tokens inside it are encoded as text."""
         return list(self._text.encode(text, add_special_tokens=False).ids)
+
+    def control_tokens_in(self, text: str) -> list[str]:
+        """Control tokens of the vocabulary that stand in a text, where they are only text."""
+        return [token for token in self._controls if token in text]
 
     def pieces(self, message: Message, part: int, sizes: Sequence[Size]) -> list[Piece]:
         """A part of a turn as the family writes it."""

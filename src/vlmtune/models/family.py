@@ -1,4 +1,4 @@
-"""What a family of models must say about itself: mostly facts, and the few methods facts cannot say.
+"""What a family of models must say about itself: mostly facts, and a few methods.
 
 Nothing outside ``models/`` compares a family's name. A new family is one file with its facts and
 methods, one line in ``models/families.py``, one test file.

@@ -63,14 +63,14 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{folder}: only a slow tokenizer was found; expected tokenizer.json (or vocab.json and "
-            "merges.txt)"
+            f"{folder}: only a slow tokenizer was found; expected tokenizer.json (or vocab.json "
+            "and merges.txt)"
         )
     return tokenizer
 
 
 def load_template(folder: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template; a file of its own stands above the one in the tokenizer's configuration."""
+    """The chat template; a file of its own stands above the tokenizer's configuration."""
     jinja = Path(folder) / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
@@ -136,8 +136,8 @@ def _require_torchvision() -> None:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:
         raise ModelError(
-            f"image.backend: torchvision cannot be used here ({error}). Install the torchvision that "
-            "belongs to the installed torch, or use image.backend=pil"
+            f"model.backend: torchvision cannot be used here ({error}). Install the torchvision "
+            "that belongs to the installed torch, or use model.backend=pil"
         ) from error
 
 

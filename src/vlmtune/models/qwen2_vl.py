@@ -104,13 +104,13 @@ class Qwen2VL(Family):
         return (resized.width // self._token) * (resized.height // self._token)
 
     def image_inputs(self, images: Sequence[Picture], policy: ImagePolicy) -> dict[str, Tensor]:
-        """Patches of all images ``(patches, channels*time*14*14)`` and their grids ``(images, 3)``."""
+        """Patches ``(patches, channels*time*14*14)`` of all images, grids ``(images, 3)``."""
         if not images:
             return {}
         settled = self.settle(policy)
         arguments: dict[str, Any] = {"do_resize": True}
         if settled.size is not None:
-            # A fixed size ignores the aspect, which the stock processor never does: resize before it.
+            # A fixed size ignores the aspect, which the stock processor never does.
             from PIL.Image import Resampling
 
             size = self.resized(Size(*images[0].size), settled)

@@ -1,4 +1,4 @@
-"""Writing a model folder that any engine reads: weights, tokenizer, template, processor, contract."""
+"""Writing a model folder that any engine reads, with the contract beside the weights."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def save_model(
 
     logging.disable_progress_bar()
     model.save_pretrained(out, max_shard_size=shard_size)
+    for path in out.glob("*.safetensors"):
+        path.chmod(0o644)  # written through a temporary file that only its owner may read
     for name in COMPANIONS:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)

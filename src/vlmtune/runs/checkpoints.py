@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on the disk: listed, sealed with a manifest, verified before they are read.
+"""Checkpoints as they lie on the disk: listed, sealed, verified before they are read.
 
 safetensors has no checksum (a flipped bit loads silently as a wrong weight), so a manifest with the
 sha256 of every file is written last.

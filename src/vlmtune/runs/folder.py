@@ -98,8 +98,8 @@ class RunFolder:
                 stream.seek(0)
                 holder = stream.read().strip() or "another process"
                 raise RunExistsError(
-                    f"{self.path} is in use by {holder}; wait for it, or choose another folder with "
-                    "--run DIR"
+                    f"{self.path} is in use by {holder}; wait for it, or choose another folder "
+                    "with --run DIR"
                 ) from error
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {socket.gethostname()}")

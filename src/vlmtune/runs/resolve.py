@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -110,6 +111,7 @@ def open_model(
     *,
     image: ImagePolicy | None = None,
     backend: Literal["pil", "torchvision"] = "pil",
+    before_adapter: Callable[[PreTrainedModel], None] | None = None,
 ) -> OpenModel:
     """Load a resolved model for asking.
 
@@ -118,6 +120,7 @@ def open_model(
         loading: Device and dtype.
         image: Image policy of a plain model, which has no contract; a contract always stands.
         backend: Image processor of a plain model.
+        before_adapter: Called with the base before an adapter is put into it.
 
     Raises:
         ContractMismatchError: If the base is not the one that the adapter was trained on.
@@ -138,6 +141,8 @@ def open_model(
     model = load_model(resolved.base.folder, dtype=dtype, device=device)
     tuned = Tuned(model, None)
     if resolved.adapter is not None:
+        if before_adapter is not None:
+            before_adapter(model)
         tuned = load_adapter(model, resolved.adapter, trainable=False)
     model.eval()
     return OpenModel(resolved, model, tuned.adapter, Encoder(family, contract))
@@ -170,8 +175,8 @@ def _resolve_folder(name: str, folder: Path) -> Resolved:
     if (folder / ADAPTER_CONFIG).is_file():
         if contract is None:
             raise UsageError(
-                f"{folder} is an adapter without {FILE}: nothing says how its images were prepared. "
-                "vlmtune writes the contract beside every adapter; copy it along"
+                f"{folder} is an adapter without {FILE}: nothing says how its images were "
+                "prepared. vlmtune writes the contract beside every adapter; copy it along"
             )
         base = contract.base
         source = fetch_base(base.id, base.hub or "huggingface", base.revision)
@@ -180,5 +185,6 @@ def _resolve_folder(name: str, folder: Path) -> Resolved:
         source = BaseSource(folder, str(folder.resolve()))
         return Resolved("model", name, source, None, contract)
     raise UsageError(
-        f"MODEL: {folder} holds no model (config.json), adapter ({ADAPTER_CONFIG}) or run (recipe.yaml)"
+        f"MODEL: {folder} holds no model (config.json), adapter ({ADAPTER_CONFIG}) or run "
+        "(recipe.yaml)"
     )

@@ -144,13 +144,13 @@ def _restore_optimizer(
     for key, value in saved.items():
         name, entry = key.rsplit("::", 1)
         parameter = parameters[name]
-        # Adam's step counter stays on the CPU unless the kernel is fused; moments go to the weights.
+        # Adam's step counter stays where it was; the moments go where the weights are.
         device = parameter.device if entry != "step" else value.device
         optimizer.state[parameter][entry] = value.to(device)
 
 
 def _random_tensors() -> dict[str, Tensor]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     assert kind == "MT19937"
     tensors = {
         "torch": torch.get_rng_state(),
@@ -173,7 +173,7 @@ def _restore_random(tensors: dict[str, Tensor], python: list[Any]) -> None:
     position, has_gauss, gauss = tensors["numpy.rest"].tolist()
     keys = tensors["numpy.keys"].numpy().astype(np.uint32)
     state = ("MT19937", keys, int(position), int(has_gauss), gauss)
-    np.random.set_state(state)  # noqa: NPY002
+    np.random.set_state(state)
     random.setstate((python[0], tuple(python[1]), python[2]))
     if torch.cuda.is_available():
         saved = [name for name in tensors if name.startswith("cuda.")]

@@ -18,8 +18,8 @@ class TrainingConfig(Config):
     Attributes:
         epochs: Times each row is trained.
         max_steps: Optimizer steps instead of epochs.
-        batch_size: Rows per optimizer step. How a step is cut into forwards is the planner's business
-            and does not change the result.
+        batch_size: Rows per optimizer step. How a step is cut into forwards is the planner's
+            business and does not change the result.
         learning_rate: The highest learning rate of the schedule.
         schedule: What follows the warm-up.
         warmup_steps: Steps of linear warm-up; stands above ``warmup_ratio``.

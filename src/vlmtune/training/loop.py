@@ -1,4 +1,4 @@
-"""The loop. There is only one: LoRA and full fine-tuning differ in what was done to the model before.
+"""The one loop: LoRA and full fine-tuning differ in what was done to the model before it.
 
 The loss of a step is the sum over all its label tokens divided by their number, whatever the cut
 into forwards; a killed run continues to the same bits.
@@ -30,8 +30,8 @@ from vlmtune.runs.folder import RunFolder
 from vlmtune.training.checkpoint import State, prune, save_checkpoint
 from vlmtune.training.config import TrainingConfig
 from vlmtune.training.loader import Loader
-from vlmtune.training.memory import peak_memory
 from vlmtune.training.loss import mean_loss, summed_loss
+from vlmtune.training.memory import peak_memory
 from vlmtune.training.optim import autocast, learning_rate
 
 if TYPE_CHECKING:
@@ -159,9 +159,7 @@ def run(job: Job) -> State:
     return job.state
 
 
-def _train_step(
-    job: Job, step: Step, batches: list[PackedBatch], started: float
-) -> StepReport:
+def _train_step(job: Job, step: Step, batches: list[PackedBatch], started: float) -> StepReport:
     device = job.model.device
     labels = sum(batch.labels for batch in batches)
     total = torch.zeros((), device=device)

@@ -81,7 +81,7 @@ def plan_rows(
         )
     if plan.steps == 0:
         raise RefusedError(
-            f"no row of the train split can be trained: {len(lengths)} rows, {len(dropped)} too long "
-            f"for data.max_length={max_length}. Run `vlmtune check` on the data"
+            f"no row of the train split can be trained: {len(lengths)} rows, {len(dropped)} too "
+            f"long for data.max_length={max_length}. Run `vlmtune check` on the data"
         )
     return plan, dropped

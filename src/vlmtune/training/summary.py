@@ -121,9 +121,7 @@ def _differences(
     if before is None or after is None:
         return None
     earlier = {prediction.id: prediction for prediction in before.predictions}
-    pairs = [
-        (earlier[later.id], later) for later in after.predictions if later.id in earlier
-    ]
+    pairs = [(earlier[later.id], later) for later in after.predictions if later.id in earlier]
     if not pairs:
         return None
     return score_differences(
@@ -142,9 +140,7 @@ def _rows(
         return []
     wanted = {prediction.id for prediction in answered.predictions}
     pictures = {
-        row.id: row.images[0].data
-        for row in _validation(path)
-        if row.id in wanted and row.images
+        row.id: row.images[0].data for row in _validation(path) if row.id in wanted and row.images
     }
     first, second = _by_id(before), _by_id(after)
     return [

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Tu
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        weights = load_file(folder / "adapter_model.safetensors")
+        weights = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{folder} cannot be read as an adapter: {error}") from error
     config.inference_mode = not trainable
@@ -103,10 +104,18 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Tu
     if result.unexpected_keys or missing:
         raise ModelError(
             f"{folder}: the adapter does not fit this base: {len(result.unexpected_keys)} of its "
-            f"tensors match nothing (first: {list(result.unexpected_keys)[:2]}), {len(missing)} places "
-            f"stay empty (first: {missing[:2]}). It was trained on another model"
+            f"tensors match nothing (first: {list(result.unexpected_keys)[:2]}), {len(missing)} "
+            f"places stay empty (first: {missing[:2]}). It was trained on another model"
         )
     return Tuned(model, adapter)
+
+
+def adapter_keys(folder: Path) -> list[str]:
+    """Names of the tensors of a saved adapter."""
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        return list(file.keys())
 
 
 def target_pattern(targets: tuple[str, ...] | str | None, facts: FamilyFacts) -> str:

@@ -24,8 +24,8 @@ def part_of(name: str, facts: FamilyFacts) -> Part:
     if _under(name, facts.language_model):
         return "language"
     raise ModelError(
-        f"parameter {name!r} belongs to no part that the family {facts.name!r} names; its facts are "
-        "incomplete for this model"
+        f"parameter {name!r} belongs to no part that the family {facts.name!r} names; its "
+        "facts are incomplete for this model"
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from vlmtune.training.loop import StepReport
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlmtune.training.loop import StepReport
 
 
 class Observer:
@@ -11,8 +14,8 @@ class Observer:
     def stage(self, text: str) -> None:
         """A part of the job begins."""
 
-    def progress(self, done: int, total: int) -> None:
-        """So much of the current part is done."""
+    def progress(self, done: int, total: int | None) -> None:
+        """So much of the current part is done; ``total`` is None where it is not known."""
 
     def step(self, report: StepReport) -> None:
         """An optimizer step is done."""

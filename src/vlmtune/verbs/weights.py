@@ -8,16 +8,20 @@ from vlmtune.models.encode import Encoder
 from vlmtune.models.load import BaseSource
 from vlmtune.models.save import save_model
 from vlmtune.tuning.apply import Tuned
+from vlmtune.tuning.config import PARTS
+from vlmtune.tuning.parts import part_of
 
 
 def write_weights(out: Path, tuned: Tuned, encoder: Encoder, base: BaseSource) -> None:
     """Write an adapter or a full model with its contract into an existing folder."""
+    facts = encoder.family.facts
+    trained = {part_of(name, facts) for name in tuned.trainable()}
+    ordered = tuple(part for part in PARTS if part in trained)
+    contract = encoder.contract.model_copy(update={"trained": ordered})
     if tuned.adapter is None:
-        save_model(
-            tuned.model, out, family=encoder.family, contract=encoder.contract, base=base.folder
-        )
+        save_model(tuned.model, out, family=encoder.family, contract=contract, base=base.folder)
         return
     # "auto" would ask the hub for the base's configuration in the middle of a run.
     tuned.adapter.save_pretrained(str(out), save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)
-    encoder.contract.write(out)
+    contract.write(out)

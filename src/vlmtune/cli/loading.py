@@ -1,0 +1,15 @@
+"""Options that every verb that loads a model takes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Dtype = Annotated[
+    str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU that has it, else fp32.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(help="Image area of a plain model; what was trained keeps its own.")
+]

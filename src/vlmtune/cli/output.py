@@ -1,0 +1,73 @@
+"""What a verb prints: one JSON object or lines for people, and errors as one clear paragraph."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from vlmtune.errors import VlmtuneError
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and libraries' warnings.")]
+
+NOISY = ("httpx", "huggingface_hub", "transformers", "datasets", "peft")
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def finish(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
+    """Print a verb's result on standard output.
+
+    Args:
+        result: The keys that the design promises.
+        as_json: Whether to print them as one JSON object.
+        lines: What people read instead.
+    """
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def errors(*, as_json: bool, debug: bool) -> Iterator[None]:
+    """Turn errors into one paragraph and the exit status that they carry."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
+    if not debug:
+        warnings.simplefilter("ignore")
+    try:
+        yield
+    except VlmtuneError as error:
+        _fail(error, error.code, error.exit_status, as_json, debug)
+    except KeyboardInterrupt as error:
+        _fail(error, "interrupted", 130, as_json, debug)
+    except (MemoryError, OSError, RuntimeError) as error:
+        # A full disk, a missing right, no memory: the user's to mend, though not of our tree.
+        _fail(error, "failed", 1, as_json, debug)
+
+
+def _fail(error: BaseException, code: str, status: int, as_json: bool, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    message = str(error) or code
+    if not isinstance(error, VlmtuneError | KeyboardInterrupt):
+        message = f"{type(error).__name__}: {message} (--debug shows where)"
+    say(f"vlmtune: {message}")
+    if as_json:
+        finish({"error": {"code": code, "message": message}}, as_json=True, lines=())
+    raise typer.Exit(status) from None

@@ -1,0 +1,40 @@
+"""``vlmtune predict``: one answer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vlmtune.cli.loading import Device, Dtype, MaxPixels
+from vlmtune.cli.output import Debug, Json, errors, finish
+
+
+def predict(  # noqa: PLR0913
+    model: Annotated[str, typer.Argument(help="Hub id, local model, run, checkpoint or adapter.")],
+    image: Annotated[list[str] | None, typer.Option(help="Image file; may be repeated.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The question; unless given, the one trained on.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
+    max_pixels: MaxPixels = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a model about images, through the same preprocessing as in training."""
+    with errors(as_json=as_json, debug=debug):
+        from vlmtune.data.media import ImagePolicy
+        from vlmtune.models.load import LoadingConfig
+        from vlmtune.verbs.predict import predict as run
+
+        result = run(
+            model,
+            image or [],
+            prompt,
+            max_new_tokens=max_new_tokens,
+            image=ImagePolicy(max_pixels=max_pixels),
+            loading=LoadingConfig(dtype=dtype, device=device),
+        )
+        finish(result, as_json=as_json, lines=[result["text"]])

@@ -1,0 +1,232 @@
+"""``merge``: plain weights that any engine serves, proven to be what was trained."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlmtune.data.conversation import Conversation, EncodedImage, Image, Message, Text
+from vlmtune.errors import MergeError, RefusedError, UsageError
+from vlmtune.models.encode import Encoder
+from vlmtune.models.generate import generate
+from vlmtune.models.load import DTYPES, LoadingConfig, load_model
+from vlmtune.models.save import save_model
+from vlmtune.runs.files import sync_folder
+from vlmtune.runs.resolve import OpenModel, Resolved, fetch_base, open_model, resolve
+from vlmtune.tuning.apply import Tuned, adapter_keys
+from vlmtune.tuning.merge import (
+    adapts_tied_head,
+    changed,
+    digests,
+    merge_adapter,
+    require_changed,
+    untie_head,
+)
+from vlmtune.verbs.observer import Observer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-4  # of the largest logit, in fp32: summing in another order, nothing more
+PROBE_TOKENS = 16
+
+
+def merge(
+    model: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    shard_size: str = "5GB",
+    device: str | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Write adapter + base (or a fully tuned model) as plain weights, and prove them equal.
+
+    Args:
+        model: A run, a checkpoint or an adapter.
+        out: Folder to make.
+        dtype: ``fp32``, ``bf16`` or ``fp16``; None: the base's own.
+        shard_size: Largest safetensors file.
+        device: Where to compute the proof; None: a GPU if there is one.
+        observer: Who is told how it goes.
+
+    Returns:
+        The keys of ``vlmtune merge --json``.
+
+    Raises:
+        MergeError: If the proof fails; nothing is published then.
+        RefusedError: If ``out`` holds something already.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RefusedError(f"--out: {folder} is not empty; choose another folder")
+    resolved = resolve(model)
+    if resolved.contract is None:
+        raise UsageError(
+            f"MODEL: {model} is a plain model: there is nothing to merge. Give a run, a checkpoint "
+            "or an adapter"
+        )
+    return _Merge(resolved, folder, observer or Observer(), device).write(dtype, shard_size)
+
+
+class _Merge:
+    def __init__(
+        self, resolved: Resolved, out: Path, observer: Observer, device: str | None
+    ) -> None:
+        assert resolved.contract is not None
+        self.resolved, self.out, self.observer = resolved, out, observer
+        self.contract = resolved.contract
+        # The proof is taken in fp32: in bf16 the rounding would hide a wrong merge.
+        self.loading = LoadingConfig(dtype="fp32", device=device)
+
+    def write(self, dtype: str | None, shard_size: str) -> dict[str, Any]:
+        stored = _stored_dtype(self.resolved, dtype)
+        before = self._base_digests(stored)
+        self.observer.stage("loading the tuned model")
+        tuned = self._open_tuned()
+        probe = probe_conversation()
+        expected, spoken = _ask(tuned.model, tuned.encoder, probe)
+        self.observer.stage("merging")
+        merged = merge_adapter(Tuned(tuned.model, tuned.adapter))
+        in_memory = _logits(merged, tuned.encoder, probe)
+        _require_equal(expected, in_memory, "merging in memory")
+        counts = changed(before, digests(merged, stored), tuned.encoder.family.facts)
+        require_changed(counts, self.contract.trained)
+        self.observer.stage("writing")
+        temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}.writing")
+        try:
+            self._save(merged, temporary, tuned, stored, shard_size)
+            del merged
+            difference, greedy = self._reload(temporary, tuned.encoder, stored, expected, spoken)
+            if self.out.exists():
+                self.out.rmdir()
+            temporary.rename(self.out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(self.out.parent)
+        return {
+            "path": str(self.out),
+            "changed": counts,
+            "max_logit_difference": difference,
+            "greedy_equal": greedy,
+        }
+
+    def _base_digests(self, stored: torch.dtype) -> dict[str, str]:
+        self.observer.stage("reading the base")
+        base = self.contract.base
+        source = fetch_base(base.id, base.hub or "huggingface", base.revision)
+        model = load_model(source.folder, dtype=torch.float32, device=torch.device("cpu"))
+        found = digests(model, stored)
+        del model
+        gc.collect()
+        return found
+
+    def _open_tuned(self) -> OpenModel:
+        before = None
+        if self.resolved.adapter is not None:
+            keys = adapter_keys(self.resolved.adapter)
+
+            def before(model: PreTrainedModel) -> None:
+                if adapts_tied_head(model, keys):
+                    untie_head(model)
+
+        return open_model(self.resolved, self.loading, before_adapter=before)
+
+    def _save(
+        self,
+        merged: PreTrainedModel,
+        folder: Path,
+        tuned: OpenModel,
+        stored: torch.dtype,
+        shard_size: str,
+    ) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        merged.to(dtype=stored)  # type: ignore[call-arg]
+        save_model(
+            merged,
+            folder,
+            family=tuned.encoder.family,
+            contract=self.contract,
+            base=self.resolved.base.folder,
+            shard_size=shard_size,
+        )
+
+    def _reload(
+        self,
+        folder: Path,
+        encoder: Encoder,
+        stored: torch.dtype,
+        expected: Tensor,
+        spoken: str,
+    ) -> tuple[float, bool]:
+        """Load what lies on the disk as a user will, and compare it with base + adapter."""
+        self.observer.stage("proving")
+        gc.collect()
+        again = open_model(resolve(folder), self.loading)
+        found, said = _ask(again.model, again.encoder, probe_conversation())
+        if again.encoder.contract != encoder.contract:
+            raise MergeError("the contract beside the merged model is not the trained one")
+        if stored == torch.float32:
+            _require_equal(expected, found, "writing and reading back")
+        return float((expected - found).abs().max()), said == spoken
+
+
+def probe_conversation() -> Conversation:
+    """A fixed picture and question, for comparing models."""
+    from PIL import Image as Pictures
+    from PIL import ImageDraw
+
+    picture = Pictures.new("RGB", (224, 112), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((16, 16, 96, 96), fill=(200, 30, 30))
+    draw.rectangle((120, 24, 208, 88), outline=(20, 60, 160), width=6)
+    draw.text((130, 48), "x = 1/2", fill="black")
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    turn = Message("user", (Image(0), Text("What do you see in this picture? 图中是什么？")))
+    answer = Message("assistant", (Text("A circle and x = 1/2 in a box."),))
+    return Conversation("probe", (turn, answer), (EncodedImage(stream.getvalue()),))
+
+
+def _ask(model: PreTrainedModel, encoder: Encoder, probe: Conversation) -> tuple[Tensor, str]:
+    spoken = generate(model, encoder, [probe], max_new_tokens=PROBE_TOKENS)[0].text
+    return _logits(model, encoder, probe), spoken
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, encoder: Encoder, probe: Conversation) -> Tensor:
+    """Logits of every answer token, ``(labels, vocabulary)``, fp32 on the CPU."""
+    from vlmtune.batching.collate import pack
+    from vlmtune.training.loss import label_logits
+
+    batch = pack(encoder.family, [encoder.encode(probe)]).to(model.device)
+    return label_logits(model, encoder.family, batch).float().cpu()
+
+
+def _require_equal(expected: Tensor, found: Tensor, when: str) -> None:
+    difference = float((expected - found).abs().max())
+    scale = max(1.0, float(expected.abs().max()))
+    if not difference <= TOLERANCE * scale:
+        raise MergeError(
+            f"{when} changed the model: logits differ by {difference:.3g} (at most "
+            f"{TOLERANCE * scale:.3g} is rounding). Nothing was written"
+        )
+
+
+def _stored_dtype(resolved: Resolved, dtype: str | None) -> torch.dtype:
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise UsageError(f"--dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    from vlmtune.models.folder import load_config
+
+    own = load_config(str(resolved.base.folder)).dtype
+    return own if isinstance(own, torch.dtype) else torch.float32
