@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vlmtune.data.prepare import PrepareOptions, PrepareResult, prepare
-from vlmtune.hub import Downloaded, download_model
 from vlmtune.verbs.check import check
+from vlmtune.verbs.download import download
 from vlmtune.verbs.evaluate import evaluate
 from vlmtune.verbs.merge import merge
 from vlmtune.verbs.predict import predict
@@ -13,11 +13,10 @@ from vlmtune.verbs.report import report
 from vlmtune.verbs.train import train
 
 __all__ = [
-    "Downloaded",
     "PrepareOptions",
     "PrepareResult",
     "check",
-    "download_model",
+    "download",
     "evaluate",
     "merge",
     "predict",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from vlmtune.cli.output import Debug, Json, errors, finish, say
 from vlmtune.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmtune.hub import Hub
 
 
 def download(
@@ -21,21 +24,14 @@ def download(
 ) -> None:
     """Fetch a model, verified, and say which revision it is."""
     with errors(as_json=as_json, debug=debug):
+        from vlmtune.verbs.download import download as run
+
         if hub not in ("huggingface", "modelscope"):
             raise UsageError(f"--hub: found {hub!r}, expected huggingface or modelscope")
-        from vlmtune.hub import download_model
-
         say(f"fetching {model} from {hub}")
-        source = "modelscope" if hub == "modelscope" else "huggingface"
-        done = download_model(model, hub=source, revision=revision, out=out)  # type: ignore[arg-type]
-        result = {
-            "path": str(done.path),
-            "revision": done.revision,
-            "bytes": done.bytes,
-            "sha256": done.sha256,
-        }
+        result = run(model, out, hub=cast("Hub", hub), revision=revision)
         lines = [
-            f"{done.path}: {done.bytes:,} bytes, revision {done.revision}",
-            f"next: vlmtune train RECIPE model.base={done.path} data.path=DIR",
+            f"{result['path']}: {result['bytes']:,} bytes, revision {result['revision']}",
+            f"next: vlmtune train RECIPE model.base={result['path']} data.path=DIR",
         ]
         finish(result, as_json=as_json, lines=lines)

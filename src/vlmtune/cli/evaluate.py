@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlmtune.cli.loading import Device, Dtype, MaxPixels
+from vlmtune.cli.loading import Base, Device, Dtype, MaxPixels
 from vlmtune.cli.output import Debug, Json, errors, finish
 
 
@@ -24,6 +24,7 @@ def evaluate(  # noqa: PLR0913
         int | None, typer.Option(help="Longest answer; 1.5 times the longest label unless given.")
     ] = None,
     max_pixels: MaxPixels = None,
+    base: Base = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -46,6 +47,7 @@ def evaluate(  # noqa: PLR0913
                 out=out,
                 max_new_tokens=max_new_tokens,
                 image=ImagePolicy(max_pixels=max_pixels),
+                base=base,
                 loading=LoadingConfig(dtype=dtype, device=device),
                 observer=observer,
             )

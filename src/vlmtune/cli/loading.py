@@ -13,3 +13,6 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if th
 MaxPixels = Annotated[
     int | None, typer.Option(help="Image area of a plain model; what was trained keeps its own.")
 ]
+Base = Annotated[
+    str | None, typer.Option(help="Where an adapter's base is now, if it is not where it was.")
+]

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
+from vlmtune.cli.loading import Base
 from vlmtune.cli.output import Debug, Json, errors, finish
 
 
-def merge(
+def merge(  # noqa: PLR0913
     model: Annotated[str, typer.Argument(help="A run, a checkpoint or an adapter.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; the base's own.")] = None,
     shard_size: Annotated[str, typer.Option(help="Largest weight file, e.g. 2048MB.")] = "5GB",
+    base: Base = None,
     device: Annotated[str | None, typer.Option(help="Where to compute the proof.")] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -26,7 +28,13 @@ def merge(
 
         with observing() as observer:
             result = run(
-                model, out, dtype=dtype, shard_size=shard_size, device=device, observer=observer
+                model,
+                out,
+                dtype=dtype,
+                shard_size=shard_size,
+                base=base,
+                device=device,
+                observer=observer,
             )
         changed = ", ".join(f"{part} {count}" for part, count in result["changed"].items())
         same = "the same" if result["greedy_equal"] else "another"

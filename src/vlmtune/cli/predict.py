@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vlmtune.cli.loading import Device, Dtype, MaxPixels
+from vlmtune.cli.loading import Base, Device, Dtype, MaxPixels
 from vlmtune.cli.output import Debug, Json, errors, finish
 
 
@@ -18,6 +18,7 @@ def predict(  # noqa: PLR0913
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
     max_pixels: MaxPixels = None,
+    base: Base = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -35,6 +36,7 @@ def predict(  # noqa: PLR0913
             prompt,
             max_new_tokens=max_new_tokens,
             image=ImagePolicy(max_pixels=max_pixels),
+            base=base,
             loading=LoadingConfig(dtype=dtype, device=device),
         )
         finish(result, as_json=as_json, lines=[result["text"]])

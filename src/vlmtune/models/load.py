@@ -59,13 +59,21 @@ class LoadingConfig(Config):
 
     def resolve(self) -> tuple[torch.device, torch.dtype]:
         """The device and dtype that these options mean on this machine."""
-        device = torch.device(self.device) if self.device else best_device()
+        device = _device(self.device) if self.device else best_device()
         if self.dtype is None:
             bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
             return device, torch.bfloat16 if bf16 else torch.float32
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype: found {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         return device, DTYPES[self.dtype]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device: {name!r} cannot be used here: {reason}") from error
 
 
 def best_device() -> torch.device:

@@ -131,11 +131,11 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "packages": packages,
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of the code that runs, where it runs from a checkout."""
     import subprocess
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlmtune.data.media import ImagePolicy
 from vlmtune.errors import CheckpointError, UsageError
@@ -14,6 +14,7 @@ from vlmtune.hub import Hub, download_model
 from vlmtune.models.contract import FILE, Contract, make_contract, verify_contract
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
+from vlmtune.models.folder import read_json
 from vlmtune.models.load import BaseSource, LoadingConfig, load_model
 from vlmtune.runs.checkpoints import newest_good
 from vlmtune.runs.folder import RunFolder
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+ORIGIN = "origin.json"  # beside a downloaded model: id, hub, revision
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -68,9 +70,19 @@ class OpenModel:
 
 
 def resolve(
-    argument: str | Path, *, hub: Hub = "huggingface", revision: str | None = None
+    argument: str | Path,
+    *,
+    base: str | None = None,
+    hub: Hub = "huggingface",
+    revision: str | None = None,
 ) -> Resolved:
     """Find out what a MODEL argument is; a hub id is downloaded.
+
+    Args:
+        argument: A hub id, a local model, a run, a checkpoint or an adapter.
+        base: Where an adapter's base is now, if it moved; its weights must be the same.
+        hub: Where a hub id is fetched from.
+        revision: Branch, tag or commit of a hub id.
 
     Raises:
         UsageError: If it is nothing of the kind.
@@ -78,7 +90,7 @@ def resolve(
     """
     folder = Path(argument)
     if folder.is_dir():
-        return _resolve_folder(str(argument), folder)
+        return _resolve_folder(str(argument), folder, base)
     if isinstance(argument, str) and HUB_ID.match(argument):
         return Resolved("model", argument, fetch_base(argument, hub, revision), None, None)
     raise UsageError(
@@ -95,7 +107,7 @@ def fetch_base(name: str, hub: Hub, revision: str | None) -> BaseSource:
     """
     folder = Path(name)
     if folder.is_dir():
-        return BaseSource(folder, str(folder.resolve()))
+        return _local(folder)
     if not HUB_ID.match(name):
         raise UsageError(
             f"model.base: {name!r} is neither an existing folder nor a hub id like "
@@ -103,6 +115,22 @@ def fetch_base(name: str, hub: Hub, revision: str | None) -> BaseSource:
         )
     downloaded = download_model(name, hub=hub, revision=revision)
     return BaseSource(downloaded.path, name, hub, downloaded.revision)
+
+
+def base_of(contract: Contract, moved_to: str | None = None) -> BaseSource:
+    """The base that a contract names, or the place where it is now.
+
+    Raises:
+        UsageError: If it is a folder that is not there any more.
+        HubError: If it cannot be fetched.
+    """
+    identity = contract.base
+    if moved_to is None and Path(identity.id).is_absolute() and not Path(identity.id).is_dir():
+        raise UsageError(
+            f"the base {identity.id} that this was trained on is not there any more; say where it "
+            "is with --base DIR"
+        )
+    return fetch_base(moved_to or identity.id, identity.hub or "huggingface", identity.revision)
 
 
 def open_model(
@@ -148,9 +176,12 @@ def open_model(
     return OpenModel(resolved, model, tuned.adapter, Encoder(family, contract))
 
 
-def with_base(resolved: Resolved, base: BaseSource) -> Resolved:
-    """The same adapter on a base given by hand, e.g. when its folder moved."""
-    return replace(resolved, base=base)
+def _local(folder: Path) -> BaseSource:
+    """A model folder; what ``vlmtune download`` wrote into it says where it came from."""
+    origin: dict[str, Any] = {}
+    if (folder / ORIGIN).is_file():
+        origin = read_json(folder / ORIGIN)
+    return BaseSource(folder, str(folder.resolve()), origin.get("hub"), origin.get("revision"))
 
 
 def latest_checkpoint(run: RunFolder) -> Path:
@@ -167,10 +198,10 @@ def latest_checkpoint(run: RunFolder) -> Path:
     return newest
 
 
-def _resolve_folder(name: str, folder: Path) -> Resolved:
+def _resolve_folder(name: str, folder: Path, base: str | None) -> Resolved:
     run = RunFolder(folder)
     if run.exists:
-        return _resolve_folder(name, latest_checkpoint(run))
+        return _resolve_folder(name, latest_checkpoint(run), base)
     contract = Contract.read(folder) if (folder / FILE).is_file() else None
     if (folder / ADAPTER_CONFIG).is_file():
         if contract is None:
@@ -178,12 +209,10 @@ def _resolve_folder(name: str, folder: Path) -> Resolved:
                 f"{folder} is an adapter without {FILE}: nothing says how its images were "
                 "prepared. vlmtune writes the contract beside every adapter; copy it along"
             )
-        base = contract.base
-        source = fetch_base(base.id, base.hub or "huggingface", base.revision)
+        source = base_of(contract, base)
         return Resolved("adapter", name, source, folder, contract)
     if (folder / "config.json").is_file():
-        source = BaseSource(folder, str(folder.resolve()))
-        return Resolved("model", name, source, None, contract)
+        return Resolved("model", name, _local(folder), None, contract)
     raise UsageError(
         f"MODEL: {folder} holds no model (config.json), adapter ({ADAPTER_CONFIG}) or run "
         "(recipe.yaml)"

@@ -153,7 +153,7 @@ def run(job: Job) -> State:
             if last or step.number % job.config.save_steps == 0 or stopped:
                 _save(job)
             job.on_step(report)
-            if stopped and not last:
+            if stopped:
                 raise _stopped(job, stopped[0])
             started = time.perf_counter()
     return job.state
@@ -250,6 +250,7 @@ def _diverged(job: Job, step: Step) -> DivergedError:
 
 def _stopped(job: Job, number: int) -> StoppedError:
     name = signal.Signals(number).name
+    # After the last step too: what remains (measuring, the report) is done by the resumed run.
     return StoppedError(
         number,
         f"stopped by {name} after step {job.state.step} of {job.plan.steps}; the checkpoint is "

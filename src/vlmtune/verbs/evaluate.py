@@ -32,6 +32,7 @@ def evaluate(  # noqa: PLR0913
     out: str | Path | None = None,
     max_new_tokens: int | None = None,
     image: ImagePolicy | None = None,
+    base: str | None = None,
     loading: LoadingConfig | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def evaluate(  # noqa: PLR0913
             run's own ``evaluation/SPLIT-STEP`` where MODEL is a run.
         max_new_tokens: Longest answer; None: 1.5 times the longest label.
         image: Image policy of a plain model; what was trained keeps its contract.
+        base: Where an adapter's base is now, if it moved.
         loading: Device and dtype.
         observer: Who is told how it goes.
 
@@ -64,7 +66,7 @@ def evaluate(  # noqa: PLR0913
     if folder.exists() and any(folder.iterdir()):
         raise RefusedError(f"--out: {folder} is not empty; choose another folder with --out DIR")
     observer.stage("loading weights")
-    opened = open_model(resolve(model), loading or LoadingConfig(), image=image)
+    opened = open_model(resolve(model, base=base), loading or LoadingConfig(), image=image)
     observer.stage("evaluating")
     evaluation = evaluate_rows(
         opened.model,

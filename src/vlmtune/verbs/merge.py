@@ -19,7 +19,7 @@ from vlmtune.models.generate import generate
 from vlmtune.models.load import DTYPES, LoadingConfig, load_model
 from vlmtune.models.save import save_model
 from vlmtune.runs.files import sync_folder
-from vlmtune.runs.resolve import OpenModel, Resolved, fetch_base, open_model, resolve
+from vlmtune.runs.resolve import OpenModel, Resolved, base_of, open_model, resolve
 from vlmtune.tuning.apply import Tuned, adapter_keys
 from vlmtune.tuning.merge import (
     adapts_tied_head,
@@ -44,6 +44,7 @@ def merge(
     *,
     dtype: str | None = None,
     shard_size: str = "5GB",
+    base: str | None = None,
     device: str | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def merge(
         out: Folder to make.
         dtype: ``fp32``, ``bf16`` or ``fp16``; None: the base's own.
         shard_size: Largest safetensors file.
+        base: Where the base is now, if it moved.
         device: Where to compute the proof; None: a GPU if there is one.
         observer: Who is told how it goes.
 
@@ -67,22 +69,27 @@ def merge(
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RefusedError(f"--out: {folder} is not empty; choose another folder")
-    resolved = resolve(model)
+    resolved = resolve(model, base=base)
     if resolved.contract is None:
         raise UsageError(
             f"MODEL: {model} is a plain model: there is nothing to merge. Give a run, a checkpoint "
             "or an adapter"
         )
-    return _Merge(resolved, folder, observer or Observer(), device).write(dtype, shard_size)
+    return _Merge(resolved, folder, observer or Observer(), base, device).write(dtype, shard_size)
 
 
 class _Merge:
     def __init__(
-        self, resolved: Resolved, out: Path, observer: Observer, device: str | None
+        self,
+        resolved: Resolved,
+        out: Path,
+        observer: Observer,
+        base: str | None,
+        device: str | None,
     ) -> None:
         assert resolved.contract is not None
         self.resolved, self.out, self.observer = resolved, out, observer
-        self.contract = resolved.contract
+        self.contract, self.base = resolved.contract, base
         # The proof is taken in fp32: in bf16 the rounding would hide a wrong merge.
         self.loading = LoadingConfig(dtype="fp32", device=device)
 
@@ -120,8 +127,10 @@ class _Merge:
 
     def _base_digests(self, stored: torch.dtype) -> dict[str, str]:
         self.observer.stage("reading the base")
-        base = self.contract.base
-        source = fetch_base(base.id, base.hub or "huggingface", base.revision)
+        # The adapter's base was found already; a fully tuned model's contract names its own.
+        source = self.resolved.base
+        if self.resolved.adapter is None:
+            source = base_of(self.contract, self.base)
         model = load_model(source.folder, dtype=torch.float32, device=torch.device("cpu"))
         found = digests(model, stored)
         del model

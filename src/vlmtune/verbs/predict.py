@@ -24,6 +24,7 @@ def predict(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     image: ImagePolicy | None = None,
+    base: str | None = None,
     loading: LoadingConfig | None = None,
 ) -> dict[str, Any]:
     """Answer one question about images.
@@ -34,6 +35,7 @@ def predict(
         prompt: The question; None asks what the model was trained to be asked.
         max_new_tokens: Longest answer.
         image: Image policy of a plain model; what was trained keeps its contract.
+        base: Where an adapter's base is now, if it moved.
         loading: Device and dtype.
 
     Returns:
@@ -46,7 +48,7 @@ def predict(
     encoded = tuple(_read(path) for path in images)
     if not encoded and not prompt:
         raise UsageError("give at least one --image or a --prompt")
-    opened = open_model(resolve(model), loading or LoadingConfig(), image=image)
+    opened = open_model(resolve(model, base=base), loading or LoadingConfig(), image=image)
     if prompt is None and opened.contract.prompt is None:
         raise UsageError(
             f"--prompt: missing; {model} has no prompt of its own in its contract, say what to ask"

@@ -23,7 +23,7 @@ from vlmtune.models.load import DTYPES, BaseSource, LoadingConfig, load_model
 from vlmtune.recipe import Recipe, load_recipe
 from vlmtune.runs.checkpoints import newest_good
 from vlmtune.runs.files import append_lines, keep_lines_through, write_json, write_text
-from vlmtune.runs.folder import RunFolder, describe_environment
+from vlmtune.runs.folder import RunFolder, commit, describe_environment
 from vlmtune.runs.resolve import fetch_base, latest_checkpoint
 from vlmtune.training.checkpoint import State, load_state
 from vlmtune.training.loader import Loader
@@ -130,6 +130,8 @@ class _Run:
                 "give data.path=DIR"
             )
         dataset = PreparedDataset.open(recipe.data.path)
+        self.observer.stage("verifying the data")
+        dataset.verify()
         evaluates = recipe.evaluation.before or recipe.evaluation.after
         if evaluates and not len(dataset.split("validation")):
             raise UsageError(
@@ -256,6 +258,9 @@ class _Run:
             if state.scaler:
                 scaler.load_state_dict(state.scaler)
         self._forget_after(state.step)
+        if checkpoint is not None:
+            resumed = {"event": "resumed", "step": state.step, "commit": commit()}
+            append_lines(self.folder.ledger, [resumed])
         every = self.recipe.evaluation.every or config.save_steps
         job = Job(
             model=tuned.model,
@@ -356,6 +361,7 @@ class _Run:
             "loss": steps[-1].get("loss") if steps else None,
             "before": _values(before),
             "after": _values(after),
+            "best": _best(steps),
             "report": str(self.folder.report),
         }
         write_json(self.folder.result, result)
@@ -366,6 +372,15 @@ def _values(evaluation: Evaluation | None) -> dict[str, float]:
     if evaluation is None:
         return {}
     return {name: estimate.value for name, estimate in evaluation.metrics.items()}
+
+
+def _best(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The step of the lowest loss on the probe, whose checkpoint is kept."""
+    probed = [record for record in steps if "probe_loss" in record]
+    if not probed:
+        return None
+    best = min(probed, key=lambda record: float(record["probe_loss"]))
+    return {"step": best["step"], "probe_loss": best["probe_loss"]}
 
 
 def _show_pictures(

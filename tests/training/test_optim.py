@@ -1,0 +1,62 @@
+"""Schedules against transformers', decay of matrices only, and the loss scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from vlmtune.training.config import TrainingConfig
+from vlmtune.training.optim import learning_rate, make_optimizer, make_scaler
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_schedule_equals_transformers(schedule, warmup):
+    steps = 23
+    config = TrainingConfig(learning_rate=3e-4, schedule=schedule, warmup_steps=warmup)
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=config.learning_rate)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    reference = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    for step in range(1, steps + 1):
+        assert learning_rate(config, step, steps) == pytest.approx(
+            optimizer.param_groups[0]["lr"], rel=1e-12, abs=1e-18
+        )
+        optimizer.step()
+        reference.step()
+
+
+def test_schedule_is_off_by_one_without_the_shift():
+    """Negative control: the step's number is counted from 1, not from 0."""
+    config = TrainingConfig(schedule="linear")
+    assert learning_rate(config, 1, 10) == config.learning_rate
+    assert learning_rate(config, 2, 10) < config.learning_rate
+
+
+def test_warmup_steps_stand_above_the_ratio():
+    assert TrainingConfig(warmup_ratio=0.1).warmup(101) == 11
+    assert TrainingConfig(warmup_ratio=0.1, warmup_steps=0).warmup(101) == 0
+
+
+def test_only_matrices_decay():
+    model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    optimizer = make_optimizer(dict(model.named_parameters()), TrainingConfig(weight_decay=0.1))
+    decay = {
+        id(parameter): group["weight_decay"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert {name: decay[id(parameter)] for name, parameter in model.named_parameters()} == {
+        "0.weight": 0.1,
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+    }
+
+
+def test_only_fp16_scales_the_loss():
+    device = torch.device("cpu")
+    assert make_scaler(TrainingConfig(precision="fp16"), device).is_enabled()
+    assert not make_scaler(TrainingConfig(precision="bf16"), device).is_enabled()
