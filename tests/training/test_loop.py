@@ -157,7 +157,7 @@ def test_three_in_a_row_stop_the_run_with_good_weights(world, tmp_path, monkeypa
 def test_fp16_overflow_skips_and_lowers_the_scale(world, tmp_path, monkeypatch):
     """The scaler works on a CPU as on a GPU: too large a scale overflows and is halved.
 
-    Five steps in a row are left out here, and that is no divergence.
+    Four steps in a row and more are left out here, and that is no divergence.
     """
     from vlmtune.verbs import train as verb
 
@@ -175,8 +175,8 @@ def test_fp16_overflow_skips_and_lowers_the_scale(world, tmp_path, monkeypatch):
         "evaluation.probe=0",
     )
     applied = [record["applied"] for record in read_lines(tmp_path / "run" / "metrics.jsonl")]
-    assert applied.count(False) > 3
-    assert applied == sorted(applied), "once the scale fits, every step is applied"
+    assert not any(applied[:4])
+    assert applied[-1], "once the scale fits, steps are applied"
 
 
 def test_probe_leaves_training_as_it_was(world, tmp_path):
