@@ -12,6 +12,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
 
+pytest_plugins = ["tiny_world"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -50,6 +50,10 @@ FAMILY_TYPE = re.compile(
 FAMILY_CLASS = re.compile(r"(Qwen2VL|Qwen2_5_VL|Qwen3VL|Idefics[23]|SmolVLM|Llava|Gemma3|InternVL)")
 MAY_NAME_FAMILIES = ("models", "testing")
 MAY_READ_ENVIRONMENT = ("recipe", "hub", "cli", "training.distributed")
+MAY_OPEN_URLS = ("fetch", "hub")
+NETWORK = re.compile(
+    r"(socket|ssl|http\.client|urllib\.request|urllib3|requests|httpx2?|aiohttp|ftplib)(\.|$)"
+)
 MAX_LINES = 400
 PROBES_PER_LINE = 1 / 1000
 
@@ -130,6 +134,20 @@ def environment(module: str, source: str) -> Iterator[str]:
                     yield f"{module}:{node.lineno} reads the environment"
 
 
+def network(module: str, source: str) -> Iterator[str]:
+    if part_of(module) in MAY_OPEN_URLS:
+        return
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if NETWORK.match(name):
+                yield f"{module}:{node.lineno} imports {name}; URLs are opened by vlmtune.fetch"
+
+
 def unfinished(module: str, source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name) and node.id == "NotImplementedError":
@@ -143,7 +161,14 @@ def probes(module: str, source: str) -> Iterator[str]:
             yield f"{module}:{node.lineno} probes with {called.id}"
 
 
-CHECKS: tuple[Check, ...] = (import_direction, file_length, family_names, environment, unfinished)
+CHECKS: tuple[Check, ...] = (
+    import_direction,
+    file_length,
+    family_names,
+    environment,
+    network,
+    unfinished,
+)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -179,6 +204,13 @@ BAD = [
     (environment, "training.loop", "import os\nrank = os.environ['RANK']"),
     (environment, "training.loop", "import os\nrank = os.getenv('RANK')"),
     (environment, "training.loop", "from os import environ"),
+    (network, "data.files", "import urllib.request"),
+    (network, "data.files", "from urllib import request"),
+    (network, "data.files", "from urllib.request import urlopen"),
+    (network, "data.files", "from http import client"),
+    (network, "serving.engine", "def f():\n    import requests.sessions"),
+    (network, "serving.engine", "import httpx2 as web"),
+    (network, "serving.engine", "from socket import create_connection"),
     (unfinished, "training.loop", "def f():\n    raise NotImplementedError('later')"),
     (probes, "training.loop", "if hasattr(model, 'visual'): pass"),
     (probes, "training.loop", "x = getattr(model, 'visual', None)"),
@@ -198,6 +230,8 @@ GOOD = [
     (family_names, "models.qwen2_vl", "TYPES = ('qwen2_vl',)"),
     (family_names, "data.formats", "'as Qwen-VL writes it: llava, qwen'"),
     (environment, "training.distributed", "import os\nrank = os.environ['RANK']"),
+    (network, "fetch.network", "import socket"),
+    (network, "data.files", "from urllib.parse import urlsplit\nfrom http import HTTPStatus"),
 ]
 
 

@@ -98,6 +98,20 @@ class RowError(DataError):
     """A row that cannot become a conversation."""
 
 
+class FetchError(VlmtuneError):
+    """A URL that may not be opened, or that gave no image.
+
+    Args:
+        code: Stable: ``url_not_allowed``, ``url_unreachable``, ``url_timeout``, ``url_too_large``
+            or ``url_bad_answer``.
+        message: What, found, expected, next step. Holds no credentials.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class HubError(VlmtuneError):
     """A model or data set could not be fetched from its hub."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.errors import UsageError, VlmtuneError
+from vlmtune.models.torchvision import torchvision_fault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -77,6 +78,8 @@ def tiny(family: str, out: str | Path, *, seed: int = 0, size: TinySize | None =
 
 def _qwen2_vl(folder: Path, seed: int, size: TinySize) -> None:
     import torch
+
+    torchvision_fault()
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     controls = [

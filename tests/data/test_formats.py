@@ -22,7 +22,7 @@ def records(path: Path) -> list[Record]:
 
 
 def read(rows: list[dict[str, Any]], name: str = "auto", **columns: str) -> list[Any]:
-    reader = FORMATS[detect(rows, name)].reader(rows, columns)
+    reader = FORMATS[detect(rows, name).name].reader(rows, columns)
     return [reader(row) for row in rows]
 
 
@@ -170,9 +170,9 @@ def test_a_row_without_an_answer(answers: Any) -> None:
 
 
 def test_detection() -> None:
-    assert detect([OCR], "auto") == "tutorial-ocr"
-    assert detect([CAPTION], "auto") == "tutorial-caption"
-    assert detect([{"image": 1, "text": 2}], "auto") == "table"
+    assert detect([OCR]).name == "tutorial-ocr"
+    assert detect([CAPTION]).name == "tutorial-caption"
+    assert detect([{"image": 1, "text": 2}]).name == "table"
     with pytest.raises(FormatError, match="no form that is known"):
         detect([{"messages": []}], "auto")
     with pytest.raises(UsageError, match="did you mean 'tutorial-ocr'"):
@@ -183,7 +183,7 @@ def test_detection() -> None:
             {"from": "user", "value": "<|vision_start|>a<|vision_end|>"},
         ]
     }
-    with pytest.raises(FormatError, match="could be tutorial-ocr or tutorial-caption"):
+    with pytest.raises(FormatError, match=r"could be tutorial-ocr \(.*\) or tutorial-caption \("):
         detect([both], "auto")
 
 

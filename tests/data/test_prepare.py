@@ -49,6 +49,11 @@ def test_a_table_becomes_a_dataset(make_table: MakeTable, tmp_path: Path) -> Non
         "splits": {"train": 8, "validation": 2},
         "fingerprint": PreparedDataset.open(tmp_path / "out").fingerprint,
         "quarantine": {},
+        "format": {
+            "name": "table",
+            "reason": "the rows are cells of named columns, not lists of turns",
+            "notes": [],
+        },
     }
     row = rows_of(tmp_path / "out")[3]
     assert row.id == "row-000004"

@@ -18,10 +18,11 @@ def evaluate(  # noqa: PLR0913
     metrics: Annotated[
         str, typer.Option(help="Names of metrics; the first is the headline.")
     ] = "exact_match,edit_similarity,cer,bleu",
-    limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for predictions and report.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; 1.5 times the longest label unless given.")
+        int | None,
+        typer.Option(min=1, help="Longest answer; 1.5 times the longest label unless given."),
     ] = None,
     max_pixels: MaxPixels = None,
     base: Base = None,

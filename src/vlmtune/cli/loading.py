@@ -11,7 +11,8 @@ Dtype = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one.")]
 MaxPixels = Annotated[
-    int | None, typer.Option(help="Image area of a plain model; what was trained keeps its own.")
+    int | None,
+    typer.Option(min=1, help="Image area of a plain model; what was trained keeps its own."),
 ]
 Base = Annotated[
     str | None, typer.Option(help="Where an adapter's base is now, if it is not where it was.")

@@ -52,6 +52,8 @@ def errors(*, as_json: bool, debug: bool) -> Iterator[None]:
         warnings.simplefilter("ignore")
     try:
         yield
+    except (typer.Exit, typer.Abort):
+        raise  # a verb's own exit status; typer makes these RuntimeErrors
     except VlmtuneError as error:
         _fail(error, error.code, error.exit_status, as_json, debug)
     except KeyboardInterrupt as error:

@@ -12,11 +12,16 @@ from vlmtune.cli.output import Debug, Json, errors, finish
 
 def predict(  # noqa: PLR0913
     model: Annotated[str, typer.Argument(help="Hub id, local model, run, checkpoint or adapter.")],
-    image: Annotated[list[str] | None, typer.Option(help="Image file; may be repeated.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Image file or URL; may be repeated.")
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="The question; unless given, the one trained on.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Open URLs of images on the public internet.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 1024,
     max_pixels: MaxPixels = None,
     base: Base = None,
     dtype: Dtype = None,
@@ -35,6 +40,7 @@ def predict(  # noqa: PLR0913
             image or [],
             prompt,
             max_new_tokens=max_new_tokens,
+            allow_urls=allow_urls,
             image=ImagePolicy(max_pixels=max_pixels),
             base=base,
             loading=LoadingConfig(dtype=dtype, device=device),

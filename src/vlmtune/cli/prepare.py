@@ -91,6 +91,7 @@ def prepare(  # noqa: PLR0913
             f"{result.path}: {rows.kept:,} of {rows.came_in:,} rows kept "
             f"({splits['train']:,} train, {splits['validation']:,} validation)"
         ]
+        lines += [str(result.detection), *result.detection.notes]
         if result.already_made:
             lines[0] += "; it was there already and is the same"
         if rows.quarantined:

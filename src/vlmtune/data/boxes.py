@@ -30,8 +30,8 @@ def to_grid(xyxy: Corners, size: Size, grid: int) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
-def from_grid(values: tuple[int, int, int, int], size: Size, grid: int) -> Corners:
-    """Integers of a grid to float pixels of the upright image; the inverse of ``to_grid``."""
+def from_grid(values: Corners, size: Size, grid: float) -> Corners:
+    """Values of a grid to float pixels of the upright image; of integers, ``to_grid``'s inverse."""
     x1, y1, x2, y2 = values
     return (
         x1 * size.width / grid,

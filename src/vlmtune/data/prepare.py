@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from vlmtune.config import Config
 from vlmtune.data.build import Builder
 from vlmtune.data.dataset import PreparedDataset
-from vlmtune.data.formats import FORMATS, Read, detect, nearest
+from vlmtune.data.formats import FORMATS, Detection, Read, detect, nearest
 from vlmtune.data.quarantine import Quarantine
 from vlmtune.data.sources import (
     FieldError,
@@ -123,6 +123,7 @@ class PrepareResult:
         splits: Rows by split.
         fingerprint: Of the dataset; empty where it was refused.
         quarantine: Quarantined rows by code.
+        detection: What the source was taken for.
         already_made: The dataset was there, and is what would have been made.
     """
 
@@ -131,6 +132,7 @@ class PrepareResult:
     splits: dict[str, int]
     fingerprint: str
     quarantine: dict[str, int]
+    detection: Detection
     already_made: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -141,6 +143,7 @@ class PrepareResult:
             "splits": self.splits,
             "fingerprint": self.fingerprint,
             "quarantine": self.quarantine,
+            "format": self.detection.to_json(),
         }
 
 
@@ -180,7 +183,7 @@ def prepare(
     path = Path(out)
     existing = _existing(path, options)
     raw = _open_source(source, options)
-    records, read = _with_reader(raw, options)
+    records, read, detection = _with_reader(raw, options)
     with DatasetWriter(path) as writer:
         with Quarantine(writer.folder / "quarantine.jsonl") as quarantine:
             work = _Work(writer, quarantine, read, options)
@@ -195,6 +198,7 @@ def prepare(
             splits={"train": 0, "validation": 0},
             fingerprint="",
             quarantine=dict(sorted(quarantine.codes.items())),
+            detection=detection,
         )
         _refuse_if_too_bad(result, options, writer, leave_files=existing is None)
         validation = _validation_rows(options, work)
@@ -265,8 +269,10 @@ def _open_source(source: str | Path, options: PrepareOptions) -> Source:
     return Source(str(source), hub_records(rows, str(source)), revision=revision)
 
 
-def _with_reader(source: Source, options: PrepareOptions) -> tuple[Iterator[Record], Read]:
-    """All records, and the function that reads them, chosen by the first ones."""
+def _with_reader(
+    source: Source, options: PrepareOptions
+) -> tuple[Iterator[Record], Read, Detection]:
+    """All records, the function that reads them, chosen by the first ones, and why that one."""
     records = itertools.islice(source.records, options.limit)
     first = list(itertools.islice(records, SAMPLE))
     if not first:
@@ -283,8 +289,9 @@ def _with_reader(source: Source, options: PrepareOptions) -> tuple[Iterator[Reco
             f"--split-by {options.split_by}: there is no column {options.split_column!r}"
             f"{nearest(options.split_column, found)}; found {', '.join(found)}"
         )
-    read = FORMATS[detect(sample, options.format)].reader(sample, options.columns)
-    return itertools.chain(first, records), read
+    detection = detect(sample, options.format, options.columns)
+    read = FORMATS[detection.name].reader(sample, options.columns)
+    return itertools.chain(first, records), read, detection
 
 
 def _validation_rows(options: PrepareOptions, work: _Work) -> set[int]:
@@ -362,6 +369,7 @@ def _write_summary(folder: Path, result: PrepareResult, options: PrepareOptions)
         {
             **result.rows.to_json(),
             "quarantine": result.quarantine,
+            "format": result.detection.to_json(),
             "max_bad": options.max_bad,
             "splits": result.splits,
             "fingerprint": result.fingerprint,

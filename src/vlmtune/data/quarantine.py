@@ -16,11 +16,16 @@ from vlmtune.errors import DataError
 
 # What a user can do, by code. The message says what is wrong with this row.
 HINTS: dict[str, str] = {
+    "bad_box": "write the box as x1 <= x2 and y1 <= y2 on one of the row's images",
+    "bad_data_url": "write data:image/png;base64, and the image in base64",
     "bad_json": "mend the line so that it is one JSON object",
+    "bad_markup": "close every <img>, <ref>, <box> and <quad>",
+    "bad_part": "leave texts and images in the content",
     "bad_role": "name the turns user and assistant",
     "bad_row": "mend the row so that it has the cells the header names",
     "bad_split": "write train, validation, val or test into the split's column",
     "bad_text": "mend the text's encoding: it holds half a character (a lone surrogate)",
+    "box_mismatch": "place as many <ref-object> and <bbox> as 'objects' has",
     "duplicate_id": "give the row an id of its own, or drop it",
     "empty_answer": "write the answer, or drop the row",
     "empty_conversation": "write a user's and an assistant's turn",
@@ -34,11 +39,14 @@ HINTS: dict[str, str] = {
     "image_too_stretched": "crop the image",
     "image_truncated": "copy or download the image again",
     "image_unreadable": "make the file readable",
+    "loss_masked": "drop the row, or let its answer be trained",
+    "media_unsupported": "drop the row, or turn it into images",
     "missing_field": "fill in the field, or name another column with --columns",
     "no_answer": "end the row with an assistant's turn",
     "not_a_file": "name a regular file",
     "path_outside": "name the folder of the images with --images-root",
     "role_order": "let user and assistant take turns",
+    "size_mismatch": "name the image that was annotated, or scale the boxes",
     "url_not_allowed": "download the images and name the files",
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmtune.data.layouts import rows_of_classes, rows_of_document
 from vlmtune.errors import FormatError, RowError, UsageError
 
 
@@ -82,6 +83,9 @@ def open_local(path: Path) -> Source:
         raise UsageError(
             f"the source {path} does not exist; expected a table, a folder or a hub's id"
         )
+    if path.is_dir() and not _has_table(path) and (rows := list(rows_of_classes(path))):
+        classes = (Record(row["file_name"], row, path) for row in rows)
+        return Source(str(path), classes, len(rows))
     files = _tables_in(path) if path.is_dir() else [path]
     readers = [_reader_of(file) for file in files]
     streams = [reader(file) for file, reader in zip(files, readers, strict=True)]
@@ -91,6 +95,10 @@ def open_local(path: Path) -> Source:
     return Source(str(path), (record for stream in streams for record in stream), total)
 
 
+def _has_table(folder: Path) -> bool:
+    return any(file.suffix.lower() in READERS for file in folder.iterdir())
+
+
 def _tables_in(folder: Path) -> list[Path]:
     """The table that describes a folder of images; several parquet files count as one table."""
     tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
@@ -98,8 +106,9 @@ def _tables_in(folder: Path) -> list[Path]:
     chosen = named or tables
     if not chosen:
         raise FormatError(
-            f"the folder {folder} holds no table ({', '.join(READERS)}); expected one that names "
-            "each image and its text, e.g. metadata.csv with the columns file_name,text"
+            f"the folder {folder} holds no table ({', '.join(READERS)}) and no folders of classes; "
+            "expected a table that names each image and its text, e.g. metadata.csv with the "
+            "columns file_name,text, or images in a folder for each class"
         )
     if len(chosen) > 1 and any(file.suffix.lower() != ".parquet" for file in chosen):
         raise FormatError(
@@ -203,8 +212,14 @@ def _read_json(path: Path) -> Iterator[Record]:
             f"{path} is not valid JSON: {_first_line(wrong)}; if every line is an object of its "
             "own, call it .jsonl"
         ) from None
+    if isinstance(rows, dict):
+        joined = rows_of_document(rows)
+        rows = rows if joined is None else joined
     if not isinstance(rows, list):
-        raise FormatError(f"{path} holds a JSON {type(rows).__name__}; expected a list of objects")
+        raise FormatError(
+            f"{path} holds a JSON {type(rows).__name__}; expected a list of objects, or COCO's "
+            "'images' and 'annotations'"
+        )
     for number, fields in enumerate(rows):
         yield _json_record(f"{path.name}[{number}]", fields, path.parent)
 

@@ -37,7 +37,7 @@ class BaseModelIdentity(Config):
 
 
 class ProcessorIdentity(Config):
-    """What turns a picture into numbers. Backends differ by up to 0.015 in a normalised pixel."""
+    """What turns a picture into numbers. Backends differ by up to 0.03 in a normalised pixel."""
 
     backend: Literal["pil", "torchvision"]
     settings: dict[str, Any]
@@ -98,7 +98,7 @@ class Contract(Config):
                     f"({vlmtune.__version__}) knows up to {FORMAT}. Upgrade vlmtune"
                 )
             return cls.model_validate(value)
-        except (OSError, ValueError, ValidationError) as error:
+        except (OSError, ValueError, TypeError, ValidationError) as error:
             raise ModelError(f"{path} cannot be read as a contract: {error}") from error
 
     def differences(self, other: Contract) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlmtune.data.conversation import Box
 from vlmtune.data.media import ImagePolicy, Size
+from vlmtune.errors import ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -127,9 +128,18 @@ class Family(ABC):
         return self.token_id(self.facts.image_token)
 
     def token_id(self, token: str) -> int:
-        """Id of a control token of the vocabulary."""
-        identifier = self.parts.tokenizer.convert_tokens_to_ids(token)
-        assert isinstance(identifier, int)
+        """Id of a control token of the vocabulary.
+
+        Raises:
+            ModelError: If the tokenizer does not have it.
+        """
+        tokenizer = self.parts.tokenizer
+        identifier = tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(identifier, int) or identifier == tokenizer.unk_token_id:
+            raise ModelError(
+                f"the tokenizer lacks the control token {token!r} of the family "
+                f"{self.facts.name}; the folder is incomplete or of another family"
+            )
         return identifier
 
     @staticmethod
@@ -154,6 +164,13 @@ class Family(ABC):
         """The vision tensors of upright RGB images, keyed as the model's forward names them."""
 
     @abstractmethod
+    def pictures(self, vision: Mapping[str, Tensor]) -> list[np.ndarray]:
+        """The pictures that vision tensors hold, one an image, shape ``(height, width, 3)``, uint8.
+
+        The inverse of ``image_inputs`` after its resize: what the model really sees.
+        """
+
+    @abstractmethod
     def positions(self, tokens: Tokens, policy: ImagePolicy) -> Tensor:
         """Positions of one row alone, shape ``(rows, tokens)``, row 0 counting tokens from 0."""
 
@@ -176,6 +193,16 @@ class Family(ABC):
     @abstractmethod
     def image_processor_config(self, policy: ImagePolicy) -> dict[str, Any]:
         """The image processor's configuration with the policy's limits, for exported folders."""
+
+    def denormalised(self, values: Tensor) -> np.ndarray:
+        """Normalised channels ``(3, height, width)`` as a picture ``(height, width, 3)``, uint8."""
+        vision = self.parts.vision
+        pixels = values.permute(1, 2, 0).to(torch.float64).numpy()
+        if vision["do_normalize"]:
+            pixels = pixels * np.array(vision["image_std"]) + np.array(vision["image_mean"])
+        if vision["do_rescale"]:
+            pixels = pixels / vision["rescale_factor"]
+        return np.rint(pixels).clip(0, 255).astype(np.uint8)
 
     def join(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
         """Join one vision tensor of several rows as the facts say."""

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.errors import ModelError
+from vlmtune.models.torchvision import torchvision_fault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
     from transformers.image_processing_utils import BaseImageProcessor
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelError(
             f"{path} is missing: {path.parent} is not a model folder. Expected config.json, a "
             "tokenizer, a processor configuration and *.safetensors in it"
@@ -40,12 +43,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def load_config(folder: str) -> PreTrainedConfig:
     """The model's configuration; code in the folder is not run."""
+    torchvision_fault()
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     kind = read_json(Path(folder) / "config.json").get("model_type")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(
             f"{folder}: model type {kind!r} cannot be read by the installed transformers: {error}"
         ) from error
@@ -57,9 +62,15 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """The folder's fast tokenizer."""
     from transformers import AutoTokenizer
 
+    if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        # transformers would make an empty tokenizer of the kind that config.json suggests.
+        raise ModelError(
+            f"{folder} has no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}. "
+            "Fetch the model again"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the errors of tokenizers have no other class
         raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
     if not tokenizer.is_fast:
         raise ModelError(
@@ -76,7 +87,9 @@ def load_template(folder: str, tokenizer: PreTrainedTokenizerBase) -> str:
         return jinja.read_text(encoding="utf-8")
     legacy = Path(folder) / "chat_template.json"
     if legacy.is_file():
-        return str(read_json(legacy)["chat_template"])
+        template = read_json(legacy).get("chat_template")
+        if isinstance(template, str):
+            return template
     if isinstance(tokenizer.chat_template, str):
         return tokenizer.chat_template
     raise ModelError(
@@ -132,13 +145,12 @@ def image_processor_settings(folder: Path) -> dict[str, Any]:
 
 def _require_torchvision() -> None:
     """Fail early, with the reason, when torchvision is missing or does not match torch."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:
+    fault = torchvision_fault()
+    if fault is not None:
         raise ModelError(
-            f"model.backend: torchvision cannot be used here ({error}). Install the torchvision "
+            f"model.backend: torchvision cannot be used here ({fault}). Install the torchvision "
             "that belongs to the installed torch, or use model.backend=pil"
-        ) from error
+        )
 
 
 def template_hash(template: str) -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 
 from vlmtune.config import Config
 from vlmtune.errors import ModelError, UsageError
 from vlmtune.hub import Hub
 from vlmtune.models.contract import BaseModelIdentity
+from vlmtune.models.torchvision import torchvision_fault
 from vlmtune.models.weights import weight_files, weights_sha256
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     Raises:
         ModelError: If weights are missing, left over, or of another shape.
     """
+    torchvision_fault()
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
@@ -107,7 +110,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
     finally:
         logging.set_verbosity(level)

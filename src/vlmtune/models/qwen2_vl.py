@@ -37,8 +37,9 @@ FACTS = FamilyFacts(
 
 GRID = 1000  # boxes are integers 0 … 999 of width and height
 BOX = re.compile(
-    r"(?:<\|object_ref_start\|>(?P<label>.*?)<\|object_ref_end\|>)?"
-    r"<\|box_start\|>\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)<\|box_end\|>",
+    # A label holds no further reference: one without a box would take its neighbour's.
+    r"(?:<\|object_ref_start\|>(?P<label>(?:(?!<\|object_ref_).)*)<\|object_ref_end\|>)?"
+    r"<\|box_start\|>\((\d{1,6}),\s*(\d{1,6})\),\s*\((\d{1,6}),\s*(\d{1,6})\)<\|box_end\|>",
     re.DOTALL,
 )
 
@@ -81,11 +82,11 @@ class Qwen2VL(Family):
 
     def resized(self, size: Size, policy: ImagePolicy) -> Size:
         """Multiples of 28 pixels nearest to the aspect within the policy's area."""
-        if policy.size is not None:
-            return Size(width=policy.size[1], height=policy.size[0])
+        settled = self.settle(policy)
+        if settled.size is not None:
+            return Size(width=settled.size[1], height=settled.size[0])
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-        settled = self.settle(policy)
         assert settled.min_pixels is not None
         assert settled.max_pixels is not None
         try:
@@ -124,6 +125,22 @@ class Qwen2VL(Family):
             }
         output = self.parts.image_processor(images=list(images), return_tensors="pt", **arguments)
         return {name: output[name] for name in ("pixel_values", "image_grid_thw")}
+
+    def pictures(self, vision: Mapping[str, Tensor]) -> list[np.ndarray]:
+        """Patches back in their places; of the two equal frames of an image, the first."""
+        if not vision:
+            return []
+        side, merge = int(self.parts.vision["patch_size"]), int(self.parts.vision["merge_size"])
+        grids = vision["image_grid_thw"].tolist()
+        patches = vision["pixel_values"].split([t * rows * columns for t, rows, columns in grids])
+        pictures = []
+        for (_, rows, columns), values in zip(grids, patches, strict=True):
+            shape = (rows // merge, columns // merge, merge, merge, 3, -1, side, side)
+            first = values.reshape(shape)[:, :, :, :, :, 0]
+            # rows, row in token, row in patch, and the same of columns
+            whole = first.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * side, columns * side)
+            pictures.append(self.denormalised(whole))
+        return pictures
 
     def positions(self, tokens: Tokens, policy: ImagePolicy) -> Tensor:
         """M-RoPE positions of one row alone, shape (4, tokens): text, time, height, width.

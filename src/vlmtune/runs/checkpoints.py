@@ -11,7 +11,6 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 from vlmtune.errors import CheckpointError
 from vlmtune.runs.files import sync_file, sync_folder, to_json
@@ -34,19 +33,22 @@ def faults(folder: Path) -> list[str]:
     """What is wrong with a checkpoint's files; empty if every one is as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed: dict[str, dict[str, Any]] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST}: {error}"]
+        listed = [
+            (str(name), int(facts["bytes"]), str(facts["sha256"]))
+            for name, facts in manifest["files"].items()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{MANIFEST}: damaged ({type(error).__name__}: {error})"]
     found = []
-    for name, facts in listed.items():
+    for name, size, sha256 in listed:
         path = folder / name
         if not path.is_file():
             found.append(f"{name}: missing")
-        elif path.stat().st_size != facts["bytes"]:
-            found.append(f"{name}: {path.stat().st_size} bytes, {facts['bytes']} were written")
-        elif _sha256(path) != facts["sha256"]:
+        elif path.stat().st_size != size:
+            found.append(f"{name}: {path.stat().st_size} bytes, {size} were written")
+        elif _sha256(path) != sha256:
             found.append(f"{name}: its content changed since it was written")
-    return found
+    return found if listed else [f"{MANIFEST}: lists no files"]
 
 
 def newest_good(folder: Path) -> Path | None:

@@ -70,5 +70,9 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def keep_lines_through(path: Path, step: int) -> None:
     """Drop the records of later steps, which a resumed run will write again."""
-    kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
-    write_text(path, "".join(to_json(record, indent=None) + "\n" for record in kept))
+    write_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Replace a JSONL file's content at once."""
+    write_text(path, "".join(to_json(record, indent=None) + "\n" for record in records))

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import platform
-import socket
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,27 +48,40 @@ class RunFolder:
         """Whether a run was ever started here."""
         return self.recipe.exists()
 
-    def start(self, recipe: str, environment: dict[str, Any], data: dict[str, Any]) -> None:
+    def start(
+        self,
+        recipe: str,
+        environment: dict[str, Any],
+        data: dict[str, Any],
+        contract: dict[str, Any],
+    ) -> None:
         """Begin a new run.
 
         Raises:
-            RunExistsError: If the folder holds anything already.
+            RunExistsError: If the folder holds anything already but a start that was killed.
         """
         if self.exists:
             raise RunExistsError(
                 f"{self.path} already holds a run; continue it with --resume, or choose another "
                 "folder with --run DIR"
             )
-        strangers = [entry.name for entry in self.path.iterdir() if entry.name != LOCK]
+        strangers = [entry.name for entry in self.path.iterdir() if not self._is_ours(entry)]
         if strangers:
             raise RunExistsError(
                 f"{self.path} is not empty (it holds {', '.join(sorted(strangers)[:3])}); choose "
                 "another folder with --run DIR"
             )
-        self.checkpoints.mkdir()
+        self.checkpoints.mkdir(exist_ok=True)
         write_json(self.environment, environment)
         write_json(self.data, data)
+        write_json(self.contract, contract)
         write_text(self.recipe, recipe)  # last: from now on it is a run
+
+    def _is_ours(self, entry: Path) -> bool:
+        """Whether a start that was killed before it wrote the recipe leaves this."""
+        if entry == self.checkpoints:
+            return entry.is_dir() and not any(entry.iterdir())
+        return entry.name == LOCK or entry in (self.environment, self.data, self.contract)
 
     def read_result(self) -> dict[str, Any] | None:
         """What the finished run returned, or None if it is not finished."""
@@ -101,13 +114,17 @@ class RunFolder:
                     f"{self.path} is in use by {holder}; wait for it, or choose another folder "
                     "with --run DIR"
                 ) from error
+            for leftover in self.path.iterdir():
+                if TORN.match(leftover.name):  # of a process killed while it wrote
+                    leftover.unlink()
             stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.write(f"process {os.getpid()} on {platform.node()}")
             stream.flush()
             yield
 
 
 LOCK = ".lock"
+TORN = re.compile(r"^\..+\.\d+\.tmp$")  # as ``write_text`` names what it has not finished
 
 
 def describe_environment() -> dict[str, Any]:

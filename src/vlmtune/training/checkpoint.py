@@ -74,8 +74,8 @@ def save_checkpoint(
     target = folder / f"step-{state.step:06d}"
     temporary = folder / f"{TEMPORARY}{target.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         write_weights(temporary)
         save_file(_optimizer_tensors(optimizer, parameters), temporary / "optimizer.safetensors")
         save_file(_random_tensors(), temporary / "random.safetensors")
@@ -86,20 +86,25 @@ def save_checkpoint(
         if target.exists():  # of the same step, from before a resume: the same content, or damaged
             shutil.rmtree(target)
         temporary.rename(target)
+        sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint {target} could not be written: {error}. The earlier ones are intact; make "
             "room and continue with --resume"
         ) from error
-    sync_folder(folder)
     return target
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a kill left half written or half deleted; nothing else works in the run."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest ``keep`` checkpoints and the best one, and leftovers of kills."""
-    for leftover in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(folder)
     for path in checkpoints(folder)[:-keep]:
         if step_of(path) != best_step:
             # Renamed first: a kill amid the deletion must not leave half a checkpoint by its name.
@@ -120,6 +125,13 @@ def load_state(
     _restore_optimizer(optimizer, parameters, load_file(folder / "optimizer.safetensors"))
     _restore_random(load_file(folder / "random.safetensors"), raw.pop("python_random"))
     return State(**raw)
+
+
+def seed_random(seed: int) -> None:
+    """Seed all that a checkpoint stores, so that a run does not depend on what came before it."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _optimizer_tensors(

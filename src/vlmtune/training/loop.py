@@ -150,10 +150,11 @@ def run(job: Job) -> State:
             if job.probe and (last or step.number % job.probe_steps == 0):
                 report = _probe(job, report)
             _log(job, step, report)
-            if last or step.number % job.config.save_steps == 0 or stopped:
-                _save(job)
             job.on_step(report)
-            if stopped:
+            stopping = bool(stopped)  # asked once: a later signal is answered after the next save
+            if last or step.number % job.config.save_steps == 0 or stopping:
+                _save(job)
+            if stopping or (last and stopped):
                 raise _stopped(job, stopped[0])
             started = time.perf_counter()
     return job.state
@@ -217,7 +218,8 @@ def _probe(job: Job, report: StepReport) -> StepReport:
     with autocast(job.config, device):
         loss = mean_loss(job.model, job.family, [batch.to(device) for batch in job.probe])
     job.model.train()
-    if job.state.best_loss is None or loss < job.state.best_loss:
+    best = math.inf if job.state.best_loss is None else job.state.best_loss
+    if math.isfinite(loss) and loss < best:
         job.state.best_step, job.state.best_loss = job.state.step, loss
     return StepReport(**{**vars(report), "probe_loss": loss})
 

@@ -64,6 +64,9 @@ def apply_tuning(
 
     pattern = target_pattern(config.targets, facts)
     _require_targets(model, pattern)
+    if isinstance(config.targets, tuple):
+        for name in config.targets:  # a name that matches nothing is a mistake, beside others too
+            _require_targets(model, target_pattern((name,), facts), name)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -71,10 +74,11 @@ def apply_tuning(
         target_modules=pattern,
         bias="none",
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_id,
     )
     # The adapters train in fp32 whatever the base is held in: small steps vanish in bf16.
     adapter = get_peft_model(model, lora, autocast_adapter_dtype=True)
+    # Only now: peft would write the folder that a hub's model was loaded from over its id.
+    lora.base_model_name_or_path = base_id
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
@@ -89,17 +93,28 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Tu
     """
     from peft import PeftConfig, PeftModel, get_peft_model
     from peft.utils import set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / ADAPTER_WEIGHTS)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be read as an adapter: {error}") from error
     config.inference_mode = not trainable
+    # The contract says by hash whether this is the right base; peft compares names of folders.
+    base_id, config.base_model_name_or_path = config.base_model_name_or_path, None
     adapter = get_peft_model(model, config)
     assert isinstance(adapter, PeftModel)
-    result: Any = set_peft_model_state_dict(adapter, weights)
+    config.base_model_name_or_path = base_id
+    try:
+        result: Any = set_peft_model_state_dict(adapter, weights)
+    except RuntimeError as error:  # tensors of other shapes
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{folder}: the adapter does not fit this base ({reason}). It was trained on another "
+            "model"
+        ) from error
     missing = [key for key in result.missing_keys if "lora_" in key]
     if result.unexpected_keys or missing:
         raise ModelError(
@@ -128,10 +143,11 @@ def target_pattern(targets: tuple[str, ...] | str | None, facts: FamilyFacts) ->
         return targets
     names = targets if targets is not None else facts.lora_targets
     prefixes = "|".join(re.escape(prefix) for prefix in facts.language_model)
-    return rf"^(?:{prefixes})(?:\..+)?\.(?:{'|'.join(map(re.escape, names))})$"
+    # The prefix itself may be the layer: an output layer stands outside the model's body.
+    return rf"^(?=(?:{prefixes})(?:\.|$))(?:.+\.)?(?:{'|'.join(map(re.escape, names))})$"
 
 
-def _require_targets(model: nn.Module, pattern: str) -> None:
+def _require_targets(model: nn.Module, pattern: str, name: str | None = None) -> None:
     matcher = re.compile(pattern)
     if not any(matcher.fullmatch(name) for name, _ in model.named_modules()):
         linear = sorted(
@@ -142,6 +158,6 @@ def _require_targets(model: nn.Module, pattern: str) -> None:
             }
         )
         raise RecipeError(
-            f"tuning.targets: {pattern!r} matches no module of the model; linear layers are named "
-            f"{', '.join(linear)}"
+            f"tuning.targets: {name or pattern!r} matches no module of the model; linear layers "
+            f"are named {', '.join(linear)}"
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmtune.checking.check import CheckResult, check_dataset
+from vlmtune.checking.check import check_dataset
+from vlmtune.checking.findings import CheckResult, Limits
 from vlmtune.data.media import ImagePolicy
 from vlmtune.models.contract import BaseModelIdentity, make_contract
 from vlmtune.models.encode import Encoder
@@ -18,7 +19,9 @@ def check(
     model: str | Path | None = None,
     *,
     image: ImagePolicy | None = None,
+    prompt: str | None = None,
     max_length: int = 8192,
+    limits: Limits | None = None,
     observer: Observer | None = None,
 ) -> CheckResult:
     """Look at every row, and with a model at what it would see.
@@ -27,19 +30,34 @@ def check(
         data: A prepared dataset.
         model: Hub id, local model, run, checkpoint or adapter; weights are not loaded.
         image: Image policy of a plain model; what was trained keeps its contract.
+        prompt: Prompt of a plain model, as the recipe's ``data.prompt``.
         max_length: Most tokens of a row.
+        limits: Findings that are accepted, by code: a count, or (a float) a part of all rows.
         observer: Who is told how it goes.
     """
     observer = observer or Observer()
     encoder = None
     if model is not None:
         observer.stage("opening the model")
-        encoder = _encoder(model, image or ImagePolicy())
-    observer.stage("checking rows")
-    return check_dataset(data, encoder, max_length=max_length, progress=observer.progress)
+        encoder = encoder_of(model, image or ImagePolicy(), prompt)
+    return check_dataset(
+        data,
+        encoder,
+        max_length=max_length,
+        limits=limits,
+        stage=observer.stage,
+        progress=observer.progress,
+    )
 
 
-def _encoder(model: str | Path, image: ImagePolicy) -> Encoder:
+def encoder_of(model: str | Path, image: ImagePolicy, prompt: str | None = None) -> Encoder:
+    """The encoder of a MODEL argument, without loading weights.
+
+    Args:
+        model: Hub id, local model, run, checkpoint or adapter.
+        image: Image policy of a plain model; what was trained keeps its contract.
+        prompt: Prompt of a plain model.
+    """
     resolved = resolve(model)
     contract = resolved.contract
     family = load_family(
@@ -48,5 +66,5 @@ def _encoder(model: str | Path, image: ImagePolicy) -> Encoder:
     if contract is None:
         # Nothing is compared with the weights here: hashing gigabytes would tell nothing.
         base = BaseModelIdentity(id=resolved.base.id, weights_sha256="")
-        contract = make_contract(family, base, image)
+        contract = make_contract(family, base, image, prompt=prompt)
     return Encoder(family, contract)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import glob
 import io
 import os
 import shutil
@@ -104,14 +105,20 @@ class _Merge:
         merged = merge_adapter(Tuned(tuned.model, tuned.adapter))
         in_memory = _logits(merged, tuned.encoder, probe)
         _require_equal(expected, in_memory, "merging in memory")
-        counts = changed(before, digests(merged, stored), tuned.encoder.family.facts)
+        after = digests(merged, stored)
+        counts = changed(before, after, tuned.encoder.family.facts)
         require_changed(counts, self.contract.trained)
         self.observer.stage("writing")
+        _remove_leftovers(self.out)
         temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}.writing")
         try:
             self._save(merged, temporary, tuned, stored, shard_size)
             del merged
-            difference, greedy = self._reload(temporary, tuned.encoder, stored, expected, spoken)
+            again = self._reload(temporary, tuned.encoder)
+            _require_written(after, digests(again.model, stored))
+            found, said = _ask(again.model, again.encoder, probe)
+            if stored == torch.float32:
+                _require_equal(expected, found, "writing and reading back")
             if self.out.exists():
                 self.out.rmdir()
             temporary.rename(self.out)
@@ -121,8 +128,8 @@ class _Merge:
         return {
             "path": str(self.out),
             "changed": counts,
-            "max_logit_difference": difference,
-            "greedy_equal": greedy,
+            "max_logit_difference": float((expected - found).abs().max()),
+            "greedy_equal": said == spoken,
         }
 
     def _base_digests(self, stored: torch.dtype) -> dict[str, str]:
@@ -168,24 +175,14 @@ class _Merge:
             shard_size=shard_size,
         )
 
-    def _reload(
-        self,
-        folder: Path,
-        encoder: Encoder,
-        stored: torch.dtype,
-        expected: Tensor,
-        spoken: str,
-    ) -> tuple[float, bool]:
-        """Load what lies on the disk as a user will, and compare it with base + adapter."""
+    def _reload(self, folder: Path, encoder: Encoder) -> OpenModel:
+        """Load what lies on the disk as a user will."""
         self.observer.stage("proving")
         gc.collect()
         again = open_model(resolve(folder), self.loading)
-        found, said = _ask(again.model, again.encoder, probe_conversation())
         if again.encoder.contract != encoder.contract:
             raise MergeError("the contract beside the merged model is not the trained one")
-        if stored == torch.float32:
-            _require_equal(expected, found, "writing and reading back")
-        return float((expected - found).abs().max()), said == spoken
+        return again
 
 
 def probe_conversation() -> Conversation:
@@ -218,6 +215,32 @@ def _logits(model: PreTrainedModel, encoder: Encoder, probe: Conversation) -> Te
 
     batch = pack(encoder.family, [encoder.encode(probe)]).to(model.device)
     return label_logits(model, encoder.family, batch).float().cpu()
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Delete what earlier merges into the same folder left when they were killed."""
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.writing"):
+        number = leftover.name.split(".")[-2]
+        if not number.isdigit():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(leftover, ignore_errors=True)
+        except PermissionError:
+            continue  # another user's merge, at work
+
+
+def _require_written(meant: dict[str, str], found: dict[str, str]) -> None:
+    """Every tensor on the disk, bit for bit: the probe's logits do not see each of them."""
+    wrong = sorted(
+        name for name in meant.keys() | found.keys() if meant.get(name) != found.get(name)
+    )
+    if wrong:
+        raise MergeError(
+            f"{len(wrong)} tensors were read back otherwise than they were written, first: "
+            f"{wrong[:3]}. Check the disk. Nothing was published"
+        )
 
 
 def _require_equal(expected: Tensor, found: Tensor, when: str) -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmtune.data.dataset import PreparedDataset
 from vlmtune.recipe import Recipe, load_recipe
+from vlmtune.runs.files import read_lines, write_lines
+from vlmtune.training.prepare_rows import Dropped
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 5
 
 # Where things lie and what they are called does not change a result.
 HARMLESS = ("name", "description", "data.path", "model.device")
@@ -20,6 +28,38 @@ def quarantined(dataset: PreparedDataset) -> dict[str, int]:
         return {}
     counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))["quarantine"]
     return counts
+
+
+def data_facts(dataset: PreparedDataset) -> dict[str, Any]:
+    """What a run records of its data, in ``data.json``."""
+    return {
+        "path": str(Path(dataset.path).resolve()),
+        "fingerprint": dataset.fingerprint,
+        "source": dataset.info.source,
+        "splits": {"train": 0, "validation": 0, **dataset.info.splits},
+        "quarantined": quarantined(dataset),
+    }
+
+
+def record_dropped(ledger: Path, dropped: Sequence[Dropped]) -> None:
+    """Note the rows that the plan leaves out, instead of those that an earlier plan did."""
+    records: list[dict[str, Any]] = [
+        {"step": 0, "event": "dropped", **vars(row)} for row in dropped
+    ]
+    noted = list(read_lines(ledger))
+    if ledger.exists() and [record for record in noted if record["event"] == "dropped"] == records:
+        return
+    others = [record for record in noted if record["event"] != "dropped"]
+    write_lines(ledger, [*records, *others])
+    for row in dropped[:SHOWN]:
+        logger.warning("row %s is left out: %s", row.id, row.message)
+    if len(dropped) > SHOWN:
+        logger.warning("… and %d more; see %s", len(dropped) - SHOWN, ledger)
+
+
+def record_change(ledger: Path, changes: Sequence[str]) -> None:
+    """Note that a run goes on although something changed; a torn last line is dropped."""
+    write_lines(ledger, [*read_lines(ledger), {"event": "changed", "changes": list(changes)}])
 
 
 def recipe_changes(path: Path, recipe: Recipe) -> list[str]:

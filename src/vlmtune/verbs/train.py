@@ -25,16 +25,21 @@ from vlmtune.runs.checkpoints import newest_good
 from vlmtune.runs.files import append_lines, keep_lines_through, write_json, write_text
 from vlmtune.runs.folder import RunFolder, commit, describe_environment
 from vlmtune.runs.resolve import fetch_base, latest_checkpoint
-from vlmtune.training.checkpoint import State, load_state
+from vlmtune.training.checkpoint import State, load_state, remove_leftovers, seed_random
 from vlmtune.training.loader import Loader
 from vlmtune.training.loop import Job, StepReport, run
 from vlmtune.training.optim import autocast, make_optimizer, make_scaler
-from vlmtune.training.prepare_rows import Dropped, measure, plan_rows
+from vlmtune.training.prepare_rows import measure, plan_rows
 from vlmtune.training.summary import totals, write_summary
 from vlmtune.training.tracking import Trackers, open_trackers
 from vlmtune.tuning.apply import Tuned, apply_tuning, load_adapter
 from vlmtune.verbs.observer import Observer
-from vlmtune.verbs.run_facts import quarantined, recipe_changes
+from vlmtune.verbs.run_facts import (
+    data_facts,
+    recipe_changes,
+    record_change,
+    record_dropped,
+)
 from vlmtune.verbs.weights import write_weights
 
 if TYPE_CHECKING:
@@ -105,6 +110,7 @@ class _Run:
         else:
             self._start(dataset, encoder.contract)
         plan, rows = self._plan(dataset, encoder)
+        remove_leftovers(self.folder.checkpoints)
         checkpoint = newest_good(self.folder.checkpoints)
         validation = dataset.split("validation")
         device, dtype = self._device()
@@ -151,15 +157,12 @@ class _Run:
         return dataset, base, Encoder(family, contract)
 
     def _start(self, dataset: PreparedDataset, contract: Contract) -> None:
-        data = {
-            "path": str(Path(dataset.path).resolve()),
-            "fingerprint": dataset.fingerprint,
-            "source": dataset.info.source,
-            "splits": {"train": 0, "validation": 0, **dataset.info.splits},
-            "quarantined": quarantined(dataset),
-        }
-        self.folder.start(self.recipe.to_yaml(), describe_environment(), data)
-        contract.write(self.folder.path)
+        self.folder.start(
+            self.recipe.to_yaml(),
+            describe_environment(),
+            data_facts(dataset),
+            contract.model_dump(mode="json"),
+        )
 
     def _compare(self, dataset: PreparedDataset, contract: Contract, allow: bool) -> None:
         """Refuse to go on with something else than the run was started with."""
@@ -177,11 +180,10 @@ class _Run:
                 f"{self.folder} was started with something else: {'; '.join(changes)}. Undo that, "
                 "or go on all the same with --allow-change, which is recorded"
             )
-        append_lines(self.folder.ledger, [{"event": "changed", "changes": changes}])
+        record_change(self.folder.ledger, changes)
         write_text(self.folder.recipe, self.recipe.to_yaml())
         contract.write(self.folder.path)
-        stored.update(fingerprint=dataset.fingerprint, path=str(Path(dataset.path).resolve()))
-        write_json(self.folder.data, stored)
+        write_json(self.folder.data, data_facts(dataset))
 
     def _plan(self, dataset: PreparedDataset, encoder: Encoder) -> tuple[Plan, Rows]:
         recipe, device = self.recipe, self._device()[0]
@@ -197,17 +199,8 @@ class _Run:
             too_long=recipe.data.too_long,
             token_budget=budget,
         )
-        if not self.folder.ledger.exists():
-            self._write_dropped([*unusable, *long])
+        record_dropped(self.folder.ledger, [*unusable, *long])
         return plan, rows
-
-    def _write_dropped(self, dropped: list[Dropped]) -> None:
-        records = [{"step": 0, "event": "dropped", **vars(row)} for row in dropped]
-        append_lines(self.folder.ledger, records)
-        for row in dropped[:5]:
-            logger.warning("row %s is left out: %s", row.id, row.message)
-        if len(dropped) > 5:
-            logger.warning("… and %d more; see %s", len(dropped) - 5, self.folder.ledger)
 
     def _device(self) -> tuple[torch.device, torch.dtype]:
         """Adapters train over a base in the precision of the products, full weights in fp32."""
@@ -228,7 +221,7 @@ class _Run:
         self, model: PreTrainedModel, encoder: Encoder, base: BaseSource, checkpoint: Path | None
     ) -> Tuned:
         recipe = self.recipe
-        torch.manual_seed(recipe.training.seed)
+        seed_random(recipe.training.seed)
         if checkpoint is not None and recipe.tuning.method == "lora":
             tuned = load_adapter(model, checkpoint, trainable=True)
         else:

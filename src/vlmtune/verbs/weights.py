@@ -7,7 +7,7 @@ from pathlib import Path
 from vlmtune.models.encode import Encoder
 from vlmtune.models.load import BaseSource
 from vlmtune.models.save import save_model
-from vlmtune.tuning.apply import Tuned
+from vlmtune.tuning.apply import ADAPTER_WEIGHTS, Tuned
 from vlmtune.tuning.config import PARTS
 from vlmtune.tuning.parts import part_of
 
@@ -24,4 +24,5 @@ def write_weights(out: Path, tuned: Tuned, encoder: Encoder, base: BaseSource) -
     # "auto" would ask the hub for the base's configuration in the middle of a run.
     tuned.adapter.save_pretrained(str(out), save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)
+    (out / ADAPTER_WEIGHTS).chmod(0o644)  # as save_model does, so that others can serve it
     contract.write(out)

@@ -1,0 +1,155 @@
+"""The public surface: what there is to call and to set, and that asking for help is quick."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import vlmtune
+from vlmtune.recipe import option_names, recipe_from
+
+VERBS = [
+    "check",
+    "download",
+    "evaluate",
+    "merge",
+    "predict",
+    "prepare",
+    "quickstart",
+    "report",
+    "train",
+]
+
+# A new option is a decision: it is added here in the same change.
+OPTIONS = [
+    "name",
+    "description",
+    "model.base",
+    "model.hub",
+    "model.revision",
+    "model.dtype",
+    "model.device",
+    "model.backend",
+    "data.path",
+    "data.prompt",
+    "data.system_prompt",
+    "data.max_length",
+    "data.too_long",
+    "image.max_pixels",
+    "image.min_pixels",
+    "image.size",
+    "image.background",
+    "image.max_source_pixels",
+    "image.max_aspect_ratio",
+    "tuning.method",
+    "tuning.rank",
+    "tuning.alpha",
+    "tuning.dropout",
+    "tuning.targets",
+    "tuning.train",
+    "tuning.freeze",
+    "training.epochs",
+    "training.max_steps",
+    "training.batch_size",
+    "training.learning_rate",
+    "training.schedule",
+    "training.warmup_steps",
+    "training.warmup_ratio",
+    "training.weight_decay",
+    "training.betas",
+    "training.clip",
+    "training.precision",
+    "training.gradient_checkpointing",
+    "training.seed",
+    "training.log_steps",
+    "training.save_steps",
+    "training.keep",
+    "training.token_budget",
+    "training.workers",
+    "evaluation.before",
+    "evaluation.after",
+    "evaluation.metrics",
+    "evaluation.every",
+    "evaluation.probe",
+    "evaluation.max_new_tokens",
+    "evaluation.limit",
+    "evaluation.batch_rows",
+    "tracking.to",
+    "tracking.project",
+    "tracking.name",
+]
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "pyarrow", "numpy", "PIL", "matplotlib")
+HELP_SECONDS = 0.4
+IMPORTED = """
+import sys
+from vlmtune.cli.main import main
+sys.argv = ["vlmtune", {argument!r}]
+try:
+    main()
+except SystemExit:
+    pass
+sys.stderr.write(" ".join(name for name in {heavy!r} if name in sys.modules))
+"""
+
+
+def test_verbs():
+    assert vlmtune.__all__ == VERBS
+    assert [name for name in dir(vlmtune) if not name.startswith("_")] == VERBS
+    for name in VERBS:
+        assert callable(getattr(vlmtune, name))
+
+
+def test_options():
+    assert list(option_names()) == OPTIONS
+
+
+def test_every_option_can_be_set_by_its_name():
+    """The list is the recipe's own: a written-out recipe has these options and no others."""
+    recipe = recipe_from({"name": "x", "model": {"base": "b"}})
+
+    def names(values, prefix=""):
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    assert list(names(recipe.model_dump())) == OPTIONS
+
+
+def test_commands_are_the_verbs(command):
+    text = command("--help").out
+    for name in VERBS:
+        assert f" {'eval' if name == 'evaluate' else name} " in text
+    version = command("--version")
+    assert (version.status, version.out) == (0, f"vlmtune {vlmtune.__version__}\n")
+
+
+def test_help_is_quick():
+    script = Path(sys.executable).with_name("vlmtune")
+    taken = []
+    for _ in range(15):  # five, and more only while another process has the machine
+        started = time.perf_counter()
+        subprocess.run([script, "--help"], capture_output=True, check=True)
+        taken.append(time.perf_counter() - started)
+        if len(taken) >= 5 and min(taken) < HELP_SECONDS:
+            break
+    assert min(taken) < HELP_SECONDS, taken
+
+
+def test_help_imports_nothing_heavy():
+    for argument in ("--help", "--version"):
+        code = IMPORTED.format(argument=argument, heavy=HEAVY)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+    # Negative control: a verb that does load them is seen by the same words.
+    code = IMPORTED.format(argument="--help", heavy=HEAVY).replace(
+        "import sys", "import sys, numpy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "numpy"

@@ -1,0 +1,221 @@
+"""Runs training in processes that die on purpose. Not a test: ``test_kill.py`` starts it.
+
+It imports everything once and forks a child a job, so that a killed run costs a second and not the
+ten that importing torch takes. A request is a JSON list of jobs on a line of standard input; all
+its children run at once; the answer is a JSON list of what became of them.
+
+An *event* is a place where a kill could leave something half done: each write, sync, rename and
+deletion, before and after. Their order is the same in every run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tiny_world import tiny_recipe
+from vlmtune.errors import VlmtuneError
+from vlmtune.runs import checkpoints as sealing
+from vlmtune.training import checkpoint, loop
+from vlmtune.verbs import merge, train
+
+
+class Events:
+    """Counts the events of a child, and strikes at one of them.
+
+    Attributes:
+        seen: Where each event happened, as ``save:rename:before``.
+    """
+
+    def __init__(self, at: int | None, strike: Callable[[], None]) -> None:
+        self.seen: list[str] = []
+        self._at, self._strike = at, strike
+        self._part = "start"
+
+    def happen(self, name: str) -> None:
+        self.seen.append(f"{self._part}:{name}")
+        if len(self.seen) - 1 == self._at:
+            self._strike()
+
+    def watch(self, place: Any, name: str) -> None:
+        """Make each call of a function two events."""
+        function = vars(place)[name]
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            self.happen(f"{name}:before")
+            value = function(*arguments, **options)
+            self.happen(f"{name}:after")
+            return value
+
+        setattr(place, name, watched)
+
+    def tear(self, place: Any, name: str) -> None:
+        """Make a moment an event when a file is half written."""
+        write = vars(place)[name]
+
+        def torn(tensors: Any, path: Path, *rest: Any, **options: Any) -> Any:
+            value = write(tensors, path, *rest, **options)
+            content = Path(path).read_bytes()
+            Path(path).write_bytes(content[: len(content) // 2])
+            self.happen("half written")
+            Path(path).write_bytes(content)
+            return value
+
+        setattr(place, name, torn)
+
+    def tear_lines(self, place: Any, name: str) -> None:
+        """Make a moment an event when half a line is appended."""
+        append = vars(place)[name]
+
+        def torn(path: Path, records: list[dict[str, Any]]) -> None:
+            size = path.stat().st_size if path.exists() else 0
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(records[0])[:20])
+            self.happen("half a line")
+            os.truncate(path, size)
+            append(path, records)
+
+        setattr(place, name, torn)
+
+    def enter(self, place: Any, name: str, part: str) -> None:
+        """Call events by the part of the run in which they happen."""
+        function = vars(place)[name]
+
+        def entered(*arguments: Any, **options: Any) -> Any:
+            outer, self._part = self._part, part
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._part = outer
+
+        setattr(place, name, entered)
+
+    def install(self) -> None:
+        self.tear(checkpoint, "save_file")
+        self.tear_lines(loop, "append_lines")
+        for place, name in (
+            (os, "fsync"),
+            (shutil, "rmtree"),
+            (Path, "rename"),
+            (Path, "replace"),
+            (Path, "mkdir"),
+            (Path, "write_text"),
+            (loop, "append_lines"),
+            (sealing, "_sha256"),
+        ):
+            self.watch(place, name)
+        self.enter(loop, "save_checkpoint", "save")
+        self.enter(loop, "prune", "prune")
+        self.enter(train, "run", "loop")
+        self.enter(train, "write_summary", "summary")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_the_disk() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def later(seconds: float, number: int, times: int) -> None:
+    """Send this process a signal after some time."""
+
+    def send() -> None:
+        time.sleep(seconds)
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def work(job: dict[str, Any], out: Path) -> None:
+    """One child's life."""
+    # A real process starts with random states of its own.
+    noise = int.from_bytes(os.urandom(4))
+    random.seed(noise)
+    np.random.seed(noise)
+    torch.manual_seed(noise)
+    events = Events(job.get("event"), {"kill": die, "full": fill_the_disk}[job.get("by", "kill")])
+    events.install()
+    if job.get("forget"):
+        checkpoint._restore_random = lambda *_: None
+    if "signal" in job:
+        later(job["after"], job["signal"], job.get("times", 1))
+    if "merge" in job:
+        merge.merge(job["merge"], job["out"])
+    else:
+        recipe = tiny_recipe(Path(job["base"]), Path(job["data"]), **job["changes"])
+        train.train(recipe, run_dir=job["run"], resume=job.get("resume", False))
+    (out / "events").write_text(json.dumps(events.seen), encoding="utf-8")
+    (out / "modules").write_text("\n".join(sys.modules), encoding="utf-8")
+
+
+def child(job: dict[str, Any], out: Path) -> None:
+    started = time.monotonic()
+    descriptor = os.open(out / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 2)
+    os.dup2(descriptor, 1)
+    status = 0
+    try:
+        work(job, out)
+    except VlmtuneError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        status = error.exit_status
+    except BaseException:  # noqa: BLE001 - a child must not return into its parent's loop
+        sys.excepthook(*sys.exc_info())
+        status = 99
+    (out / "seconds").write_text(str(time.monotonic() - started), encoding="utf-8")
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def import_all(modules: Path) -> None:
+    """Import here what a child had to, so that its successors need not."""
+    names = modules.read_text(encoding="utf-8").split() if modules.exists() else []
+    for name in names:
+        if name not in sys.modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+
+def serve(scratch: Path) -> None:
+    count = 0
+    for line in sys.stdin:
+        children = []
+        for job in json.loads(line):
+            count += 1
+            out = scratch / str(count)
+            out.mkdir()
+            pid = os.fork()
+            if pid == 0:
+                child(job, out)
+            children.append((pid, out))
+        answers = []
+        for pid, out in children:
+            _, status = os.waitpid(pid, 0)
+            answers.append(
+                {"pid": pid, "status": os.waitstatus_to_exitcode(status), "out": str(out)}
+            )
+            import_all(out / "modules")
+        sys.stdout.write(json.dumps(answers) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

@@ -1,0 +1,164 @@
+"""Answers in a batch are the answers one at a time, and asking leaves no trace in the model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from tiny_rows import asked, encoder_of, lively, mixed_rows, picture
+from vlmtune.batching.collate import pack
+from vlmtune.models import generate as module
+from vlmtune.models.generate import generate, pad_left
+from vlmtune.training.loss import label_logits, summed_loss
+
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def questions():
+    """Mixed lengths and counts of images, text alone among them."""
+    rows = mixed_rows(14, seed=5)
+    rows += [asked("Hi", "x"), asked("What? " * 30, "x"), asked("?", "x", picture((140, 28)))]
+    counts = {len(row.images) for row in rows}
+    assert {0, 1, 2} <= counts
+    return rows
+
+
+@pytest.fixture(scope="module")
+def alone(model, encoder, questions):
+    """The reference: stock ``generate``, one unpadded question at a time."""
+    texts = []
+    for row in questions:
+        encoded = encoder.encode(row, ask=True)
+        inputs = encoder.family.generate_inputs(pad_left(encoder, [encoded]))
+        assert inputs["attention_mask"].all()
+        output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+        texts.append(output[0, len(encoded.tokens) :].tolist())
+    assert len({tuple(ids) for ids in texts}) > len(texts) / 2  # a random model says much
+    return texts
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 32])
+def test_in_a_batch_as_alone(model, encoder, questions, alone, batch_rows):
+    tokenizer = encoder.family.parts.tokenizer
+    seen = []
+    answers = generate(
+        model,
+        encoder,
+        questions,
+        max_new_tokens=TOKENS,
+        batch_rows=batch_rows,
+        progress=seen.append,
+    )
+    for row, answer, ids in zip(questions, answers, alone, strict=True):
+        kept = [i for i in ids if i not in (encoder.end_id, tokenizer.pad_token_id)]
+        assert answer.text == tokenizer.decode(kept, skip_special_tokens=True)
+        assert answer.prompt_tokens == len(encoder.tokens(row, ask=True))
+        assert answer.completion_tokens == len(kept) + answer.finished
+    assert seen[-1] == len(questions)
+    assert seen == sorted(seen)
+
+
+def test_a_batch_of_texts_alone(model, encoder):
+    rows = [asked("Hi " * times, "x") for times in (1, 9, 4)]
+    together = generate(model, encoder, rows, max_new_tokens=TOKENS)
+    assert together == [generate(model, encoder, [row], max_new_tokens=TOKENS)[0] for row in rows]
+
+
+def test_unmasked_padding_would_be_seen(model, encoder, questions):
+    """The control: the same batch whose padding is not masked answers otherwise."""
+    rows = [encoder.encode(row, ask=True) for row in questions[:8]]
+    batch = pad_left(encoder, rows)
+    with torch.no_grad():
+        right = model(**encoder.family.generate_inputs(batch)).logits[:, -1]
+        batch["attention_mask"][:] = 1
+        wrong = model(**encoder.family.generate_inputs(batch)).logits[:, -1]
+    assert (right - wrong).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_asking_leaves_the_model_as_it_was(folder, encoder, questions, training):
+    model = lively(folder)
+    model.train(training)
+    model.generation_config.temperature = 0.3
+    before = copy.deepcopy(model.generation_config.to_dict())
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generate(model, encoder, questions[:3], max_new_tokens=3)
+    assert all(layer.training is training for layer in model.modules())
+    assert model.generation_config.to_dict() == before
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_failing_batch_leaves_it_so_too(folder, encoder, questions, monkeypatch):
+    model = lively(folder)
+    model.train()
+    own = model.generation_config
+    monkeypatch.setattr(module, "generate_batch", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(model, encoder, questions[:1], max_new_tokens=3)
+    assert model.training
+    assert model.generation_config is own
+
+
+def test_a_training_step_after_asking_is_the_one_before(folder, encoder, questions):
+    """``generate`` leaves position offsets in the model, which a later forward could take up."""
+    model = lively(folder)
+    model.train()
+    batch = pack(encoder.family, [encoder.encode(row) for row in questions[:4]])
+
+    def step():
+        model.zero_grad()
+        summed_loss(model, encoder.family, batch).backward()
+        logits = label_logits(model, encoder.family, batch)
+        return logits, [parameter.grad.clone() for parameter in model.parameters()]
+
+    logits, gradients = step()
+    generate(model, encoder, questions, max_new_tokens=3)
+    again, gradients_again = step()
+    assert torch.equal(logits, again)
+    assert all(map(torch.equal, gradients, gradients_again))
+
+
+def test_sampling_settings_of_a_hub_do_not_leak_in(folder, encoder, questions):
+    """Hubs ship temperatures and repetition penalties; an evaluation is greedy."""
+    model = lively(folder)
+    plain = generate(model, encoder, questions, max_new_tokens=TOKENS)
+    model.generation_config.update(
+        do_sample=True, temperature=5.0, repetition_penalty=9.0, min_new_tokens=TOKENS
+    )
+    assert generate(model, encoder, questions, max_new_tokens=TOKENS) == plain
+
+
+def test_an_answer_ends_at_the_first_end(encoder, folder, monkeypatch):
+    """What stands behind the end token is padding; boxes are read with their control tokens."""
+    end, pad = encoder.end_id, encoder.family.parts.tokenizer.pad_token_id
+    row = asked("Where?", "x", picture((100, 50)))
+    box = [
+        encoder.control_id("<|box_start|>"),
+        *encoder.text_ids("(0,0),(500,500)"),
+        encoder.control_id("<|box_end|>"),
+    ]
+    said = [*encoder.text_ids("Here "), *box]
+    model = lively(folder)
+
+    def speak(input_ids, **_):
+        return torch.cat([input_ids, torch.tensor([[*said, end, pad, *box]])], dim=1)
+
+    monkeypatch.setattr(model, "generate", speak)
+    (answer,) = generate(model, encoder, [row], max_new_tokens=99)
+    assert answer.text == "Here (0,0),(500,500)"
+    assert [found.xyxy for found in answer.boxes] == [(0.0, 0.0, 50.0, 25.0)]
+    assert answer.finished
+    assert answer.completion_tokens == len(said) + 1
+    said = encoder.text_ids("x") * 9
+    monkeypatch.setattr(
+        model, "generate", lambda input_ids, **_: torch.cat([input_ids, torch.tensor([said])], 1)
+    )
+    (answer,) = generate(model, encoder, [row], max_new_tokens=9)
+    assert (answer.finished, answer.completion_tokens) == (False, 9)
+
+
+def test_no_questions(model, folder):
+    assert generate(model, encoder_of(folder), [], max_new_tokens=3) == []
