@@ -169,6 +169,7 @@ def _qwen2_vl(folder: Path, seed: int, size: TinySize) -> None:
 
 
 FAMILIES: dict[str, Callable[[Path, int, TinySize], None]] = {"qwen2_vl": _qwen2_vl}
+FIRST = next(iter(FAMILIES))  # what the quickstart starts from until it has a base of its own
 
 # ChatML with image placeholders, as the Qwen2-VL models on the hubs have it.
 CHATML_WITH_IMAGES = (

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from tiny_world import MakeRecipe, copied, fingerprint, full_recipe, lines
+from vlmtune.errors import ChangedError
 from vlmtune.recipe import Recipe
 from vlmtune.runs.checkpoints import checkpoints, newest_good
 from vlmtune.training import checkpoint
 from vlmtune.training.loop import StepReport, StoppedError
+from vlmtune.verbs import train as verb_module
 from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.train import train
 
@@ -281,3 +283,33 @@ def test_rows_left_out_are_those_of_the_plan_in_force(make_recipe, tmp_path):
     assert found["trained"] + found["not_reached"] + found["validation"] == found["in"] == 32
     (change,) = [line for line in lines(run / "ledger.jsonl") if line["event"] == "changed"]
     assert change["changes"] == ["data.max_length: 60 is now 8192"]
+
+
+def test_batch_and_seed_are_fixed_within_a_run(make_recipe, tmp_path):
+    run = stopped_run(make_recipe(), tmp_path / "run", step=1)
+    for name, value in (("training__batch_size", 4), ("training__seed", 1)):
+        with pytest.raises(ChangedError, match="trained twice or not at all"):
+            train(make_recipe(**{name: value}), run_dir=run, resume=True, allow_change=True)
+    harmless = make_recipe(training__workers=2, training__log_steps=3)
+    train(harmless, run_dir=run, resume=True)
+
+
+def test_a_resumed_run_cuts_its_steps_as_before(make_recipe, tmp_path, monkeypatch):
+    """On another machine the default budget differs; the packs of a run must not."""
+    recipe = make_recipe(training__token_budget=None)
+    train(recipe, run_dir=tmp_path / "whole")
+    run = stopped_run(recipe, tmp_path / "run", step=1)
+    monkeypatch.setitem(verb_module.TOKENS_PER_FORWARD, "cpu", 100)
+    train(recipe, run_dir=run, resume=True)
+    assert fingerprint(run) == fingerprint(tmp_path / "whole")
+    train(recipe, run_dir=tmp_path / "control")
+    assert fingerprint(tmp_path / "control") != fingerprint(tmp_path / "whole")
+
+
+def test_a_finished_run_goes_on_with_more_steps(make_recipe, lora_run, tmp_path):
+    run = copied(lora_run, tmp_path / "run")
+    finished = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    more = make_recipe(training__max_steps=finished["steps"] + 1)
+    result = train(more, run_dir=run, resume=True, allow_change=True)
+    assert result["steps"] == finished["steps"] + 1
+    assert result["checkpoint"].endswith(f"{result['steps']:06d}")

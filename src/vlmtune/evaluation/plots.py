@@ -129,13 +129,16 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     return smoothed
 
 
-def curve(title: str, unit: str, series: Mapping[str, Sequence[Point]]) -> Html:
+def curve(
+    title: str, unit: str, series: Mapping[str, Sequence[Point]], *, smoothed: bool = True
+) -> Html:
     """A figure of values over steps.
 
     Args:
         title: What is drawn.
         unit: Of the values.
         series: Points by label; the first series is the main one, others are drawn as dots.
+        smoothed: Whether to draw a moving average over many points; not for what has no noise.
     """
     every = [point for points in series.values() for point in points]
     if not every:
@@ -144,7 +147,7 @@ def curve(title: str, unit: str, series: Mapping[str, Sequence[Point]]) -> Html:
     across = step_axis([step for step, _ in every])
     main, *others = series.items()
     last = main[1][-1] if main[1] else None
-    marks = [_line(main[1], across, down)]
+    marks = [_line(main[1], across, down, smoothed=smoothed)]
     marks += [_dots(points, across, down) for _, points in others]
     legend = [tag("span", label, class_="key dots") for label, points in others if points]
     now = f"last {tick_words(float(f'{last[1]:.3g}'))}" if last else ""
@@ -187,11 +190,11 @@ def _frame(across: Axis, down: Axis) -> Html:
     return group([*lines, *ticks, base, _label(WIDTH - RIGHT, HEIGHT - 5, "step", "end")])
 
 
-def _line(points: Sequence[Point], across: Axis, down: Axis) -> Html:
+def _line(points: Sequence[Point], across: Axis, down: Axis, *, smoothed: bool) -> Html:
     if len(points) == 1:
         return _dots(points, across, down)
     raw = _polyline(thin(points), across, down, "line")
-    if len(points) < SMOOTHED_FROM:
+    if not smoothed or len(points) < SMOOTHED_FROM:
         return raw
     faint = _polyline(thin(points), across, down, "line faint")
     return group([faint, _polyline(thin(smooth(points)), across, down, "line")])

@@ -186,7 +186,7 @@ def _training(content: ReportContent) -> Html:
             "per trained token",
             {"loss": points_of(steps, "loss"), "probe rows": probe},
         ),
-        curve("Learning rate", "", {"": points_of(steps, "learning_rate")}),
+        curve("Learning rate", "", {"": points_of(steps, "learning_rate")}, smoothed=False),
         curve("Gradient norm", "before clipping", {"": points_of(steps, "gradient_norm")}),
         curve("Throughput", "samples a second", {"": points_of(steps, "samples_per_second")}),
     ]

@@ -113,6 +113,14 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
+def token_budget_of(checkpoint: Path | None) -> int | None:
+    """The token budget that a checkpoint's run was cut with."""
+    if checkpoint is None:
+        return None
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return int(state["token_budget"])
+
+
 def load_state(
     folder: Path, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
 ) -> State:

@@ -10,7 +10,7 @@ from vlmtune.data.prepare import PrepareOptions, prepare
 from vlmtune.errors import RefusedError
 from vlmtune.formulas import write_formula_table
 from vlmtune.recipe import load_recipe
-from vlmtune.testing import TinySize, tiny
+from vlmtune.testing import FIRST, TinySize, tiny
 from vlmtune.verbs.merge import merge
 from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.predict import predict
@@ -44,7 +44,7 @@ def quickstart(out: str | Path, *, observer: Observer | None = None) -> dict[str
     observer.stage("preparing rows")
     prepare(table, folder / "data", PrepareOptions(validation=VALIDATION), observer.progress)
     observer.stage("making a tiny model")
-    base = tiny("qwen2_vl", folder / "base", seed=SEED, size=TinySize(hidden=96, vision_width=64))
+    base = tiny(FIRST, folder / "base", seed=SEED, size=TinySize(hidden=96, vision_width=64))
     recipe = load_recipe(
         "quickstart", [f"model.base={base.resolve()}", f"data.path={folder / 'data'}"]
     )

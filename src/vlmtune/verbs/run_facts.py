@@ -18,7 +18,18 @@ logger = logging.getLogger(__name__)
 SHOWN = 5
 
 # Where things lie and what they are called does not change a result.
-HARMLESS = ("name", "description", "data.path", "model.device")
+HARMLESS = (
+    "name",
+    "description",
+    "data.path",
+    "model.device",
+    "training.workers",
+    "training.log_steps",
+    "training.keep",
+)
+
+# These decide which rows make which step: no change of them can go on within a run.
+FIXED = ("training.batch_size:", "training.seed:")
 
 
 def quarantined(dataset: PreparedDataset) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +25,25 @@ from vlmtune.recipe import Recipe, load_recipe
 from vlmtune.runs.checkpoints import newest_good
 from vlmtune.runs.files import append_lines, keep_lines_through, write_json, write_text
 from vlmtune.runs.folder import RunFolder, commit, describe_environment
-from vlmtune.runs.resolve import fetch_base, latest_checkpoint
-from vlmtune.training.checkpoint import State, load_state, remove_leftovers, seed_random
+from vlmtune.runs.resolve import fetch_base
+from vlmtune.training.checkpoint import (
+    State,
+    load_state,
+    remove_leftovers,
+    seed_random,
+    token_budget_of,
+)
 from vlmtune.training.loader import Loader
 from vlmtune.training.loop import Job, StepReport, run
 from vlmtune.training.optim import autocast, make_optimizer, make_scaler
 from vlmtune.training.prepare_rows import measure, plan_rows
-from vlmtune.training.summary import totals, write_summary
+from vlmtune.training.summary import write_summary
 from vlmtune.training.tracking import Trackers, open_trackers
 from vlmtune.tuning.apply import Tuned, apply_tuning, load_adapter
 from vlmtune.verbs.observer import Observer
+from vlmtune.verbs.results import result_of, show_pictures, tracked
 from vlmtune.verbs.run_facts import (
+    FIXED,
     data_facts,
     recipe_changes,
     record_change,
@@ -103,15 +112,15 @@ class _Run:
         finished = self.folder.read_result()
         dataset, base, encoder = self._open()
         if self.folder.exists:
-            self._compare(dataset, encoder.contract, allow_change)
-            if finished is not None:
+            changed = self._compare(dataset, encoder.contract, allow_change)
+            if finished is not None and not changed:
                 logger.warning("%s is finished; nothing to do", self.folder)
                 return finished
         else:
             self._start(dataset, encoder.contract)
-        plan, rows = self._plan(dataset, encoder)
         remove_leftovers(self.folder.checkpoints)
         checkpoint = newest_good(self.folder.checkpoints)
+        plan, rows = self._plan(dataset, encoder, checkpoint)
         validation = dataset.split("validation")
         device, dtype = self._device()
         model = self._load(base, checkpoint, device, dtype)
@@ -123,7 +132,7 @@ class _Run:
             self._train(tuned, encoder, base, plan, rows, validation, checkpoint, trackers)
             if self.recipe.evaluation.after:
                 after = self._evaluate("after", tuned.model, encoder, validation)
-                _show_pictures(trackers, plan.steps, after, validation)
+                show_pictures(trackers, plan.steps, after, validation)
         finally:
             trackers.finish()
         return self._finish()
@@ -164,8 +173,12 @@ class _Run:
             contract.model_dump(mode="json"),
         )
 
-    def _compare(self, dataset: PreparedDataset, contract: Contract, allow: bool) -> None:
-        """Refuse to go on with something else than the run was started with."""
+    def _compare(self, dataset: PreparedDataset, contract: Contract, allow: bool) -> bool:
+        """Refuse to go on with something else than the run was started with.
+
+        Returns:
+            Whether something changed, and was allowed to.
+        """
         changes = []
         stored = json.loads(self.folder.data.read_text(encoding="utf-8"))
         if stored["fingerprint"] != dataset.fingerprint:
@@ -174,7 +187,13 @@ class _Run:
         if self.folder.contract.exists():
             changes += Contract.read(self.folder.path).differences(contract)
         if not changes:
-            return
+            return False
+        fixed = [change for change in changes if change.startswith(FIXED)]
+        if fixed:
+            raise ChangedError(
+                f"{self.folder}: {'; '.join(fixed)}: with another order or batch, rows would be "
+                "trained twice or not at all. Undo that, or start a new run with --run DIR"
+            )
         if not allow:
             raise ChangedError(
                 f"{self.folder} was started with something else: {'; '.join(changes)}. Undo that, "
@@ -184,13 +203,24 @@ class _Run:
         write_text(self.folder.recipe, self.recipe.to_yaml())
         contract.write(self.folder.path)
         write_json(self.folder.data, data_facts(dataset))
+        # What was measured after the old training says nothing of the new.
+        shutil.rmtree(self.folder.evaluation("after"), ignore_errors=True)
+        self.folder.result.unlink(missing_ok=True)
+        return True
 
-    def _plan(self, dataset: PreparedDataset, encoder: Encoder) -> tuple[Plan, Rows]:
+    def _plan(
+        self, dataset: PreparedDataset, encoder: Encoder, checkpoint: Path | None
+    ) -> tuple[Plan, Rows]:
         recipe, device = self.recipe, self._device()[0]
         rows = dataset.split("train")
         self.observer.stage("measuring rows")
         lengths, unusable = measure(rows, encoder, self._progress)
-        budget = recipe.training.token_budget or TOKENS_PER_FORWARD.get(device.type, 4096)
+        # A resumed run must cut alike, wherever it goes on: other packs would round otherwise.
+        budget = (
+            recipe.training.token_budget
+            or token_budget_of(checkpoint)
+            or TOKENS_PER_FORWARD.get(device.type, 4096)
+        )
         plan, long = plan_rows(
             rows,
             lengths,
@@ -288,14 +318,7 @@ class _Run:
     def _on_step(self, report: StepReport, trackers: Trackers) -> None:
         self.observer.step(report)
         if report.step == 1 or report.step % self.recipe.training.log_steps == 0:
-            values = {
-                "loss": report.loss,
-                "learning_rate": report.learning_rate,
-                "gradient_norm": report.gradient_norm,
-            }
-            if report.probe_loss is not None:
-                values["probe_loss"] = report.probe_loss
-            trackers.log(report.step, values)
+            trackers.log(report.step, tracked(report))
 
     def _evaluate(
         self, when: str, model: PreTrainedModel, encoder: Encoder, validation: Rows
@@ -340,51 +363,6 @@ class _Run:
     def _finish(self) -> dict[str, Any]:
         self.observer.stage("writing the report")
         write_summary(self.folder)
-        figures = totals(self.folder)
-        steps = self.folder.steps()
-        before = Evaluation.read(self.folder.evaluation("before"))
-        after = Evaluation.read(self.folder.evaluation("after"))
-        result = {
-            "run": str(self.folder),
-            "checkpoint": str(latest_checkpoint(self.folder)),
-            "steps": int(figures["steps"]),
-            "samples": int(figures["samples"]),
-            "seconds": round(figures["seconds"], 3),
-            "samples_per_second": round(figures["samples_per_second"], 3),
-            "loss": steps[-1].get("loss") if steps else None,
-            "before": _values(before),
-            "after": _values(after),
-            "best": _best(steps),
-            "report": str(self.folder.report),
-        }
+        result = result_of(self.folder)
         write_json(self.folder.result, result)
         return result
-
-
-def _values(evaluation: Evaluation | None) -> dict[str, float]:
-    if evaluation is None:
-        return {}
-    return {name: estimate.value for name, estimate in evaluation.metrics.items()}
-
-
-def _best(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The step of the lowest loss on the probe, whose checkpoint is kept."""
-    probed = [record for record in steps if "probe_loss" in record]
-    if not probed:
-        return None
-    best = min(probed, key=lambda record: float(record["probe_loss"]))
-    return {"step": best["step"], "probe_loss": best["probe_loss"]}
-
-
-def _show_pictures(
-    trackers: Trackers, step: int, evaluation: Evaluation, validation: Rows, most: int = 16
-) -> None:
-    """The first validation images with the model's answers, in the tracker."""
-    from vlmtune.data.media import ImagePolicy, open_image
-
-    pictures = []
-    for prediction, row in zip(evaluation.predictions[:most], validation[:most], strict=False):
-        if row.images:
-            picture = open_image(row.images[0].data, ImagePolicy())
-            pictures.append((picture, prediction.prediction))
-    trackers.log_images(step, "Prediction", pictures)
