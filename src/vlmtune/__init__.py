@@ -10,6 +10,7 @@ __all__ = [
     "check",
     "download",
     "evaluate",
+    "export",
     "merge",
     "predict",
     "prepare",

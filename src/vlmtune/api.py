@@ -6,6 +6,7 @@ from vlmtune.data.prepare import PrepareOptions, PrepareResult, prepare
 from vlmtune.verbs.check import check
 from vlmtune.verbs.download import download
 from vlmtune.verbs.evaluate import evaluate
+from vlmtune.verbs.export import export
 from vlmtune.verbs.merge import merge
 from vlmtune.verbs.predict import predict
 from vlmtune.verbs.quickstart import quickstart
@@ -18,6 +19,7 @@ __all__ = [
     "check",
     "download",
     "evaluate",
+    "export",
     "merge",
     "predict",
     "prepare",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vlmtune.config import Config
 from vlmtune.data.media import ImagePolicy
+from vlmtune.data.options import DataSource
 from vlmtune.errors import RecipeError
 from vlmtune.evaluation.config import EvaluationConfig
 from vlmtune.hub import Hub
@@ -47,6 +48,7 @@ class DataConfig(Config):
 
     Attributes:
         path: A prepared dataset.
+        sources: Several of them instead, each with a weight; see ``vlmtune.data.mixture``.
         prompt: Text after the images of a user turn that has no text of its own; it becomes part of
             the contract, so that serving asks the same.
         system_prompt: System turn of rows that have none; None: the template's own.
@@ -55,10 +57,20 @@ class DataConfig(Config):
     """
 
     path: str | None = None
+    sources: tuple[DataSource, ...] = ()
     prompt: str | None = None
     system_prompt: str | None = None
     max_length: int = Field(default=8192, ge=1)
     too_long: Literal["drop", "error"] = "drop"
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> Self:
+        if self.path is not None and self.sources:
+            raise ValueError(
+                "path and sources exclude each other; name one prepared dataset in data.path, or "
+                "all in data.sources"
+            )
+        return self
 
 
 class Recipe(Config):

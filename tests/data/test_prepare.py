@@ -54,6 +54,7 @@ def test_a_table_becomes_a_dataset(make_table: MakeTable, tmp_path: Path) -> Non
             "reason": "the rows are cells of named columns, not lists of turns",
             "notes": [],
         },
+        "notes": [],
     }
     row = rows_of(tmp_path / "out")[3]
     assert row.id == "row-000004"

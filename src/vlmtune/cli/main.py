@@ -10,6 +10,7 @@ import vlmtune
 from vlmtune.cli.check import check
 from vlmtune.cli.download import download
 from vlmtune.cli.evaluate import evaluate
+from vlmtune.cli.export import export
 from vlmtune.cli.merge import merge
 from vlmtune.cli.predict import predict
 from vlmtune.cli.prepare import prepare
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(prepare)
 app.command()(check)
+app.command()(export)
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(predict)

@@ -15,7 +15,10 @@ QUARANTINED = 3
 
 def prepare(  # noqa: PLR0913
     source: Annotated[
-        str, typer.Argument(help="A table, a folder with a table, or a hub data set (owner/name).")
+        str,
+        typer.Argument(
+            help="A table, a folder, a pattern ('rows/*.jsonl'), tar shards, or a hub's owner/name."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the dataset to make.")],
     format: Annotated[str, typer.Option(help="Form of the source; auto finds out.")] = "auto",
@@ -39,6 +42,12 @@ def prepare(  # noqa: PLR0913
     revision: Annotated[str | None, typer.Option(help="Revision of a hub data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
     subset: Annotated[str | None, typer.Option(help="Subset of a hub data set.")] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Open URLs of images on the public internet.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; unless given one a core, at most 4.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -67,6 +76,8 @@ def prepare(  # noqa: PLR0913
                     "revision": revision,
                     "split": split,
                     "subset": subset,
+                    "allow_urls": allow_urls,
+                    "workers": workers,
                     "seed": seed,
                 }
             )
@@ -91,7 +102,7 @@ def prepare(  # noqa: PLR0913
             f"{result.path}: {rows.kept:,} of {rows.came_in:,} rows kept "
             f"({splits['train']:,} train, {splits['validation']:,} validation)"
         ]
-        lines += [str(result.detection), *result.detection.notes]
+        lines += [str(result.detection), *result.detection.notes, *result.notes]
         if result.already_made:
             lines[0] += "; it was there already and is the same"
         if rows.quarantined:

@@ -80,7 +80,7 @@ class Builder:
         validate(conversation)
         _check_texts(conversation)
         sizes = [self._size(image, draft.field) for image in images]
-        return replace(conversation, messages=_in_pixels(conversation.messages, draft, sizes))
+        return replace(conversation, messages=in_pixels(conversation.messages, draft, sizes))
 
     def _read(self, value: Any, base: Path | None, field: str) -> EncodedImage:
         """An image from wherever the row says it is."""
@@ -110,9 +110,7 @@ class Builder:
                 raise FieldError("empty_answer", f"the answer {last.text!r} has only separators")
             messages, last = messages[:-1], None
         if last is not None:
-            if not any(isinstance(part, Box) for part in last.content):
-                references = (last.text, *references)
-            return messages, tuple(dict.fromkeys(references))
+            return messages, with_answer(last, references)
         if not references:
             return messages, ()  # ``validate`` says what is missing
         references = tuple(dict.fromkeys(references))
@@ -142,6 +140,16 @@ class Builder:
             raise FieldError(
                 fault.code, str(fault), field=field, value=image.path, data=image.data
             ) from None
+
+
+def with_answer(answer: Message, references: Sequence[str]) -> tuple[str, ...]:
+    """All acceptable answers, the trained one among them: first, unless it has its place already.
+
+    An answer of boxes is no text to compare with.
+    """
+    boxes = any(isinstance(part, Box) for part in answer.content)
+    first = () if boxes or answer.text in references else (answer.text,)
+    return tuple(dict.fromkeys((*first, *references)))
 
 
 def _decoded(url: str, field: str) -> bytes:
@@ -179,7 +187,7 @@ def _without_secrets(url: str) -> str:
         return url.split(":", 1)[0] + "://…"
 
 
-def _in_pixels(
+def in_pixels(
     messages: tuple[Message, ...], draft: Draft, sizes: Sequence[Size]
 ) -> tuple[Message, ...]:
     """The messages with all boxes in pixels of their upright image.

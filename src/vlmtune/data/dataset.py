@@ -15,6 +15,7 @@ import bisect
 import hashlib
 import json
 import os
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,10 +78,32 @@ class DatasetInfo(BaseModel):
 
 
 class Rows(Sequence[Conversation]):
-    """The rows of a split: map-style, lazy, picklable, safe to use after a fork.
+    """Rows by position: map-style, lazy, picklable, safe to use after a fork."""
 
-    Only the ``CACHED_GROUPS`` row groups used last are in memory.
-    """
+    @property
+    @abstractmethod
+    def ids(self) -> list[str]:
+        """All ids in order, read without the images."""
+
+    @abstractmethod
+    def row(self, position: int) -> Conversation:
+        """The row at a position from 0 to the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | Sequence[Conversation]:
+        if isinstance(index, slice):
+            return [self.row(position) for position in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.row(position)
+
+
+class StoredRows(Rows):
+    """The rows of a split. Only the ``CACHED_GROUPS`` row groups used last are in memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = tuple(files)
@@ -107,16 +130,8 @@ class Rows(Sequence[Conversation]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | Sequence[Conversation]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+    def row(self, position: int) -> Conversation:
+        """The row at a position from 0 to the length."""
         number = bisect.bisect_right(self._ends, position)
         start = self._ends[number - 1] if number else 0
         row = self._group(number).slice(position - start, 1).to_pylist()[0]
@@ -176,7 +191,7 @@ class PreparedDataset:
         """Over all rows in their order and the bytes of their images."""
         return self.info.fingerprint
 
-    def split(self, name: str) -> Rows:
+    def split(self, name: str) -> StoredRows:
         """The rows of ``train`` or ``validation``; the latter may be empty.
 
         Raises:
@@ -187,7 +202,25 @@ class PreparedDataset:
                 f"the dataset {self.path} has no split {name!r}; it has "
                 + ", ".join(f"{split} ({rows} rows)" for split, rows in self.info.splits.items())
             )
-        return Rows([self.path / file.path for file in self.info.files if file.split == name])
+        return StoredRows([self.path / file.path for file in self.info.files if file.split == name])
+
+    def quarantined(self) -> dict[str, int]:
+        """Rows that ``prepare`` kept out, by code."""
+        path = self.path / "summary.json"
+        if not path.is_file():
+            return {}
+        counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))["quarantine"]
+        return counts
+
+    def facts(self) -> dict[str, Any]:
+        """What a run records of its data."""
+        return {
+            "path": str(self.path.resolve()),
+            "fingerprint": self.fingerprint,
+            "source": self.info.source,
+            "splits": {"train": 0, "validation": 0, **self.info.splits},
+            "quarantined": self.quarantined(),
+        }
 
     def verify(self) -> None:
         """Hash every parquet file again: reads all of the data.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.data.conversation import EncodedImage
-from vlmtune.data.sources import FieldError
+from vlmtune.data.records import FieldError
 
 MAX_FILE_BYTES = 256 * 2**20
 
@@ -65,8 +65,8 @@ class ImageFiles:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|[^/\\])", text):
             raise FieldError(
                 "url_not_allowed",
-                f"{_short(text)} is a URL; prepare opens no URLs: download the images and name the "
-                "files",
+                f"{_short(text)} is a URL; prepare opens only http and https, and only with "
+                "--allow-urls: say that, or download the images and name the files",
             )
         allowed = [self._resolved(folder) for folder in (self._root, base) if folder is not None]
         if not _can_be_a_name(text):
@@ -118,6 +118,8 @@ def _read_regular(path: Path) -> bytes:
             code, f"{_short(str(path))} cannot be opened: {os.strerror(wrong.errno or 0)}"
         ) from None
     try:
+        if not _is_at(handle, path):
+            raise FieldError("path_outside", f"{_short(str(path))} was replaced while it was read")
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise FieldError("not_a_file", f"{_short(str(path))} is no regular file")
@@ -130,6 +132,17 @@ def _read_regular(path: Path) -> bytes:
             return file.read()
     finally:
         os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is the one at ``path``, where the system can tell.
+
+    A folder on the way may have become a link after the path was judged.
+    """
+    try:
+        return Path(f"/proc/self/fd/{handle}").readlink() == path
+    except OSError:
+        return True
 
 
 def _can_be_a_name(text: str) -> bool:

@@ -3,101 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
-
-from vlmtune.config import Config
-from vlmtune.data.build import Builder
 from vlmtune.data.dataset import PreparedDataset
-from vlmtune.data.formats import FORMATS, Detection, Read, detect, nearest
+from vlmtune.data.formats import Detection, detect, nearest
+from vlmtune.data.options import PrepareOptions
 from vlmtune.data.quarantine import Quarantine
-from vlmtune.data.sources import (
-    FieldError,
-    Record,
-    Source,
-    hub_records,
-    looks_like_hub_id,
-    open_local,
-)
-from vlmtune.data.splits import rows_marked, rows_taken, split_of
+from vlmtune.data.records import Record, Source, size_of
+from vlmtune.data.sorting import Sorter
+from vlmtune.data.sources import hub_records, looks_like_hub_id, open_local
+from vlmtune.data.splits import rows_marked, rows_taken
+from vlmtune.data.work import Task
+from vlmtune.data.workers import worked
 from vlmtune.data.writer import DatasetWriter, write_json
-from vlmtune.errors import (
-    DataError,
-    FormatError,
-    RefusedError,
-    TooManyBadRowsError,
-)
+from vlmtune.errors import FormatError, RefusedError, TooManyBadRowsError
+
+__all__ = ["PrepareOptions", "PrepareRefusedError", "PrepareResult", "RowCounts", "prepare"]
 
 Progress = Callable[[int, int | None], None]
 
 # Rows looked at to tell the format and the columns.
 SAMPLE = 100
+SAMPLE_BYTES = 32 * 2**20
 LEFT_BY_A_REFUSAL = ("quarantine.jsonl", "summary.json")
-
-
-class PrepareOptions(Config):
-    """The options of ``vlmtune prepare``.
-
-    Attributes:
-        format: A name in ``FORMATS``, or auto.
-        prompt: Text put behind the image of rows that ask no question themselves.
-        columns: Which column is for what, e.g. ``{"image": "scan", "text": "latex"}``.
-        validation: Rows of the validation split: a count, or a fraction below 1.
-        split_by: last, random, or ``column:NAME``.
-        max_bad: Most rows that may be quarantined: a fraction below 1, or a count.
-        limit: Only the first so many rows of the source.
-        images_root: A folder that images may be in, tried first for relative paths.
-        seed: Draws the validation rows (``random``) and the trained one of several answers.
-        answer_separator: What separates several answers in one text, e.g. ``&&``.
-        hub: Where ``owner/name`` is looked up.
-        split: The split to take from a hub's data set.
-        subset: The subset (configuration) to take from a hub's data set.
-        revision: The revision to take from a hub's data set.
-    """
-
-    format: str = "auto"
-    prompt: str | None = None
-    columns: dict[str, str] = Field(default_factory=dict)
-    validation: int | float = Field(default=0, ge=0)
-    split_by: str = "last"
-    max_bad: float = Field(default=0.01, ge=0)
-    limit: int | None = Field(default=None, gt=0)
-    images_root: str | None = None
-    seed: int = 0
-    answer_separator: str | None = Field(default=None, min_length=1)
-    hub: Literal["huggingface", "modelscope"] = "huggingface"
-    split: str | None = None
-    subset: str | None = None
-    revision: str | None = None
-
-    @field_validator("split_by")
-    @classmethod
-    def _is_a_way_to_split(cls, value: str) -> str:
-        if value not in ("last", "random") and not re.fullmatch("column:.+", value):
-            raise ValueError(f"{value!r} is no way to split; expected last, random or column:NAME")
-        return value
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        if self.split_column and self.validation:
-            raise ValueError(
-                f"split_by {self.split_by} says which rows are validation, so that validation = "
-                f"{self.validation} has no meaning; give one of them"
-            )
-        if self.validation >= 1 and self.validation != int(self.validation):
-            raise ValueError(f"validation {self.validation} is neither a count nor a fraction")
-        return self
-
-    @property
-    def split_column(self) -> str | None:
-        """The column that names a row's split, if one does."""
-        prefix, _, name = self.split_by.partition(":")
-        return name if prefix == "column" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +56,7 @@ class PrepareResult:
         fingerprint: Of the dataset; empty where it was refused.
         quarantine: Quarantined rows by code.
         detection: What the source was taken for.
+        notes: What else the user should know.
         already_made: The dataset was there, and is what would have been made.
     """
 
@@ -133,6 +66,7 @@ class PrepareResult:
     fingerprint: str
     quarantine: dict[str, int]
     detection: Detection
+    notes: tuple[str, ...] = ()
     already_made: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -144,6 +78,7 @@ class PrepareResult:
             "fingerprint": self.fingerprint,
             "quarantine": self.quarantine,
             "format": self.detection.to_json(),
+            "notes": list(self.notes),
         }
 
 
@@ -183,15 +118,19 @@ def prepare(
     path = Path(out)
     existing = _existing(path, options)
     raw = _open_source(source, options)
-    records, read, detection = _with_reader(raw, options)
+    records, task, detection = _with_task(raw, options)
+    progress = progress or (lambda _done, _total: None)
     with DatasetWriter(path) as writer:
         with Quarantine(writer.folder / "quarantine.jsonl") as quarantine:
-            work = _Work(writer, quarantine, read, options)
+            sorter = Sorter(writer, quarantine, task.format)
             total = raw.total if options.limit is None else options.limit
-            for number, record in enumerate(records, start=1):
-                work.take(number, record)
-                if progress is not None:
-                    progress(number, total)
+            # Closed here: after an interrupt its processes would live as long as the traceback.
+            with closing(worked(task, records, options.workers)) as portions:
+                for taken, outcome in portions:
+                    sorter.take(taken, outcome)
+                    done = len(writer) + len(quarantine)
+                    for number in range(done - len(taken) + 1, done + 1):
+                        progress(number, total)
         result = PrepareResult(
             path=path,
             rows=RowCounts(len(writer) + len(quarantine), len(writer), len(quarantine)),
@@ -201,55 +140,15 @@ def prepare(
             detection=detection,
         )
         _refuse_if_too_bad(result, options, writer, leave_files=existing is None)
-        validation = _validation_rows(options, work)
+        validation, notes = _validation_rows(options, sorter)
         name = raw.name if raw.revision is None else f"{raw.name}@{raw.revision}"
-        info = writer.finish(validation, name, _recorded(options))
-        result = replace(result, splits=info.splits, fingerprint=info.fingerprint)
+        info = writer.finish(validation, name, options.recorded())
+        result = replace(result, splits=info.splits, fingerprint=info.fingerprint, notes=notes)
         if existing is not None:
             return _same_or_refused(existing, result)
         _write_summary(writer.folder, result, options)
         writer.publish(replacing=LEFT_BY_A_REFUSAL)
     return result
-
-
-class _Work:
-    """Sorts rows into the dataset or the quarantine."""
-
-    def __init__(
-        self, writer: DatasetWriter, quarantine: Quarantine, read: Read, options: PrepareOptions
-    ) -> None:
-        self._writer, self._quarantine, self._read = writer, quarantine, read
-        self._column = options.split_column
-        self._builder = Builder(
-            options.images_root, options.prompt, options.answer_separator, options.seed
-        )
-        self._seen: set[str] = set()
-        self.ids: list[str] = []
-        self.splits: list[str] = []
-
-    def take(self, number: int, record: Record) -> None:
-        identity = str(record.fields.get("id") or f"row-{number:06d}")
-        try:
-            if record.fault is not None:
-                raise record.fault
-            draft = self._read(record.fields)
-            identity = draft.id or f"row-{number:06d}"
-            if identity in self._seen:
-                raise FieldError(
-                    "duplicate_id",
-                    f"an earlier row has the id {identity!r} too; ids must be unique",
-                    field="id",
-                    value=identity,
-                )
-            split = "train" if self._column is None else split_of(record, self._column)
-            conversation = self._builder.build(draft, identity, record.base, record.where)
-        except DataError as fault:
-            self._quarantine.add(record, identity, fault)
-            return
-        self._writer.add(conversation)
-        self._seen.add(identity)
-        self.ids.append(identity)
-        self.splits.append(split)
 
 
 def _open_source(source: str | Path, options: PrepareOptions) -> Source:
@@ -269,19 +168,21 @@ def _open_source(source: str | Path, options: PrepareOptions) -> Source:
     return Source(str(source), hub_records(rows, str(source)), revision=revision)
 
 
-def _with_reader(
-    source: Source, options: PrepareOptions
-) -> tuple[Iterator[Record], Read, Detection]:
-    """All records, the function that reads them, chosen by the first ones, and why that one."""
+def _with_task(source: Source, options: PrepareOptions) -> tuple[Iterator[Record], Task, Detection]:
+    """All records, what is to be done with each, as the first ones tell, and why that."""
     records = itertools.islice(source.records, options.limit)
-    first = list(itertools.islice(records, SAMPLE))
+    first, size = list[Record](), 0
+    while len(first) < SAMPLE and size < SAMPLE_BYTES and (record := next(records, None)):
+        first.append(record)
+        size += size_of(record.fields)
     if not first:
         raise FormatError(f"the source {source.name} has no rows")
-    sample = [record.fields for record in first if record.fault is None]
+    sample = [_light(record.fields) for record in first if record.fault is None]
     if not sample:
+        fault = first[0].fault
         raise FormatError(
             f"none of the first {len(first)} rows of {source.name} can be read; "
-            f"{first[0].where}: {first[0].fault}"
+            f"{first[0].where}: {fault.message if fault else ''}"
         )
     found = list(dict.fromkeys(key for row in sample for key in row))
     if options.split_column is not None and options.split_column not in found:
@@ -290,18 +191,43 @@ def _with_reader(
             f"{nearest(options.split_column, found)}; found {', '.join(found)}"
         )
     detection = detect(sample, options.format, options.columns)
-    read = FORMATS[detection.name].reader(sample, options.columns)
-    return itertools.chain(first, records), read, detection
+    task = Task(detection.name, sample, options)
+    return itertools.chain(first, records), task, detection
 
 
-def _validation_rows(options: PrepareOptions, work: _Work) -> set[int]:
+def _light(value: Any) -> Any:
+    """A row for looking at: its images are not needed for that, only that they are bytes."""
+    match value:
+        case bytes() | bytearray():
+            return bytes(value[:16])
+        case Mapping():
+            return {key: _light(cell) for key, cell in value.items()}
+        case list() | tuple():
+            return [_light(cell) for cell in value]
+    return value
+
+
+def _validation_rows(options: PrepareOptions, sorter: Sorter) -> tuple[set[int], tuple[str, ...]]:
+    """The positions of the validation rows, and what the user should know about the rows."""
+    notes = []
+    if sorter.renamed:
+        notes.append(
+            f"{sorter.renamed:,} rows have an id that an earlier, different row has, as is usual "
+            "in this format; they are called id#2, id#3, …"
+        )
     if options.split_column is not None:
-        return rows_marked(work.splits)
-    return rows_taken(options.validation, options.split_by, options.seed, work.ids)
-
-
-def _recorded(options: PrepareOptions) -> dict[str, Any]:
-    return options.model_dump(mode="json")
+        rows = rows_marked(sorter.splits)
+    else:
+        by, seed = options.split_by, options.seed
+        rows = rows_taken(options.validation, by, seed, sorter.ids, sorter.groups)
+        if by == "random" and options.validation >= 1 and len(rows) < options.validation:
+            notes.append(f"{len(rows):,} validation rows: rows that share an image stay together")
+    if astride := sorter.groups.astride(rows):
+        notes.append(
+            f"{astride:,} train rows show an image that is in the validation split too; "
+            "--split-by random keeps such rows together"
+        )
+    return rows, tuple(notes)
 
 
 def _existing(out: Path, options: PrepareOptions) -> PreparedDataset | None:
@@ -322,8 +248,8 @@ def _existing(out: Path, options: PrepareOptions) -> PreparedDataset | None:
             f"{out} is not empty and holds no prepared dataset; choose another --out"
         )
     dataset = PreparedDataset.open(out)
-    recorded = dataset.info.options
-    differing = [name for name, value in _recorded(options).items() if recorded.get(name) != value]
+    recorded = {**PrepareOptions().recorded(), **dataset.info.options}
+    differing = [name for name, value in options.recorded().items() if recorded.get(name) != value]
     if differing:
         raise RefusedError(
             f"{out} holds a dataset that was prepared with another {', '.join(differing)}; choose "
@@ -370,6 +296,7 @@ def _write_summary(folder: Path, result: PrepareResult, options: PrepareOptions)
             **result.rows.to_json(),
             "quarantine": result.quarantine,
             "format": result.detection.to_json(),
+            "notes": list(result.notes),
             "max_bad": options.max_bad,
             "splits": result.splits,
             "fingerprint": result.fingerprint,

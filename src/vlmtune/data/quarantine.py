@@ -11,8 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vlmtune.data.sources import FieldError, Record
+from vlmtune.data.records import FieldError, Record
 from vlmtune.errors import DataError
+
+# A data URL or a page of text in a cell is not copied into the ledger.
+LONGEST_TEXT = 2000
+MOST_ENTRIES = 200
 
 # What a user can do, by code. The message says what is wrong with this row.
 HINTS: dict[str, str] = {
@@ -47,7 +51,11 @@ HINTS: dict[str, str] = {
     "path_outside": "name the folder of the images with --images-root",
     "role_order": "let user and assistant take turns",
     "size_mismatch": "name the image that was annotated, or scale the boxes",
-    "url_not_allowed": "download the images and name the files",
+    "url_bad_answer": "open the address in a browser; if it shows no image, drop the row",
+    "url_not_allowed": "download the images and name the files, or say --allow-urls",
+    "url_timeout": "prepare again later, or download the image and name the file",
+    "url_too_large": "make the image smaller, or download it and name the file",
+    "url_unreachable": "correct the address, or download the image and name the file",
 }
 
 
@@ -79,25 +87,60 @@ class Quarantine:
     def __len__(self) -> int:
         return self.codes.total()
 
-    def add(self, record: Record, identity: str, fault: DataError) -> None:
-        """Note that ``record`` was left out because of ``fault``."""
-        self.codes[fault.code] += 1
-        entry: dict[str, Any] = {
-            "source": record.where,
-            "id": identity,
-            "field": "",
-            "code": fault.code,
-            "message": str(fault),
-            "hint": HINTS.get(fault.code, "mend the row, or drop it"),
-        }
-        if isinstance(fault, FieldError):
-            entry["field"] = fault.field
-            entry["value"] = "" if fault.value is None else visible(str(fault.value)[:200])
-            if fault.data:
-                entry["image"] = _digest(fault.data)
-        entry["row"] = record.fields
-        # ASCII only: a line break or a direction mark in a row must not reach a terminal.
-        self._file.write(json.dumps(entry, default=_not_json) + "\n")
+    def add(self, code: str, line: str) -> None:
+        """Note a row that was left out.
+
+        Args:
+            code: Why.
+            line: Its ``entry_line``.
+        """
+        self.codes[code] += 1
+        self._file.write(line)
+
+
+def entry_line(record: Record, identity: str, fault: DataError) -> str:
+    """The line that says of ``record`` that it was left out because of ``fault``."""
+    entry: dict[str, Any] = {
+        "source": record.where,
+        "id": _shortened(identity),
+        "field": "",
+        "code": fault.code,
+        "message": _shortened(str(fault)),
+        "hint": HINTS.get(fault.code, "mend the row, or drop it"),
+    }
+    if isinstance(fault, FieldError):
+        entry["field"] = fault.field
+        entry["value"] = "" if fault.value is None else visible(_start_of(fault.value))
+        if fault.data:
+            entry["image"] = _digest(fault.data)
+    entry["row"] = _shortened(record.fields)
+    # ASCII only: a line break or a direction mark in a row must not reach a terminal.
+    return json.dumps(entry, default=str) + "\n"
+
+
+def _start_of(value: Any) -> str:
+    return str(value if isinstance(value, str) else _shortened(value))[:200]
+
+
+def _shortened(value: Any) -> Any:
+    """``value`` as JSON may hold it, without what is large.
+
+    Of bytes and long texts hash, length and start, of long lists the first entries.
+    """
+    match value:
+        case bytes() | bytearray():
+            return _digest(value)
+        case str() if len(value) > LONGEST_TEXT:
+            raw = value.encode("utf-8", "surrogatepass")
+            digest = hashlib.sha256(raw).hexdigest()
+            return {"start": value[:200], "characters": len(value), "sha256": digest}
+        case Mapping():
+            return {str(key)[:200]: _shortened(cell) for key, cell in value.items()}
+        case list() | tuple():
+            left_out = len(value) - MOST_ENTRIES
+            first = [_shortened(cell) for cell in value[:MOST_ENTRIES]]
+            return [*first, f"… and {left_out:,} more"] if left_out > 0 else first
+    return value
 
 
 def visible(text: str) -> str:
@@ -107,13 +150,8 @@ def visible(text: str) -> str:
     )
 
 
-def _digest(data: bytes) -> dict[str, Any]:
+def _digest(data: bytes | bytearray) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-
-
-def _not_json(value: Any) -> Any:
-    """Images' bytes as their hash; anything else that JSON does not know as text."""
-    return _digest(value) if isinstance(value, bytes) else str(value)
 
 
 def read_quarantine(path: Path) -> list[Mapping[str, Any]]:

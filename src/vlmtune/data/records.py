@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmtune.errors import RowError
 
@@ -30,6 +30,13 @@ class FieldError(RowError):
         self.data = data
 
 
+class Fault(NamedTuple):
+    """A ``RowError`` that can be sent to another process."""
+
+    code: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A raw row.
@@ -37,14 +44,14 @@ class Record:
     Attributes:
         where: Its place, e.g. ``table.csv:17`` (line) or ``list.json[16]``.
         fields: Its cells by column.
-        base: The folder that relative paths in it start from; None for rows of a hub.
+        base: The folder that relative paths in it start from; None for rows of a hub or an archive.
         fault: Why it could not even be read; ``fields`` then hold what there was.
     """
 
     where: str
     fields: Mapping[str, Any]
     base: Path | None
-    fault: RowError | None = None
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +69,19 @@ class Source:
     records: Iterator[Record]
     total: int | None = None
     revision: str | None = None
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes a cell holds: texts and bytes count, the rest is small."""
+    total, waiting = 0, [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str | bytes | bytearray):
+            total += len(found)
+        elif isinstance(found, Mapping):
+            waiting.extend(found.values())
+        elif isinstance(found, list | tuple):
+            waiting.extend(found)
+        else:
+            total += 8
+    return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
@@ -119,17 +119,26 @@ def row_to_conversation(row: Mapping[str, Any]) -> Conversation:
     )
 
 
-def row_digest(row: Mapping[str, Any]) -> bytes:
+def image_digests(row: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """SHA-256 of each of a row's images."""
+    return tuple(hashlib.sha256(image["bytes"]).digest() for image in row["images"])
+
+
+def row_digest(row: Mapping[str, Any], images: Sequence[bytes]) -> bytes:
     """SHA-256 of what a row means for training and evaluation.
 
     Id, messages, references and the images' bytes; not their paths and not ``meta``, so that the
     same data moved to another folder has the same fingerprint.
+
+    Args:
+        row: As ``conversation_to_row`` makes it.
+        images: Its ``image_digests``.
     """
     canonical = json.dumps(
         {
             "id": row["id"],
             "messages": row["messages"],
-            "images": [hashlib.sha256(image["bytes"]).hexdigest() for image in row["images"]],
+            "images": [digest.hex() for digest in images],
             "references": row["references"],
         },
         sort_keys=True,

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from vlmtune.data.conversation import Conversation
 from vlmtune.data.dataset import FORMAT_VERSION, DataFile, DatasetInfo, sha256_of
-from vlmtune.data.rows import SCHEMA, conversation_to_row, row_digest
+from vlmtune.data.rows import SCHEMA, conversation_to_row, image_digests, row_digest
 from vlmtune.errors import RefusedError
 
 # A random row costs its whole row group: 0.4 ms with 32 rows, 140 ms with pyarrow's default.
@@ -87,13 +87,21 @@ class DatasetWriter:
     def add(self, conversation: Conversation) -> None:
         """Append a row."""
         row = conversation_to_row(conversation)
-        self._digests.append(row_digest(row))
+        self._digests.append(row_digest(row, image_digests(row)))
         self._pending.append(row)
         if len(self._pending) == ROWS_PER_GROUP:
             self._flush()
 
+    def add_batch(self, batch: pa.RecordBatch, digests: Sequence[bytes]) -> None:
+        """Append rows that are in ``SCHEMA`` already, with the ``row_digest`` of each."""
+        self._flush()
+        self._digests.extend(digests)
+        if len(batch):
+            self._stream.write_batch(batch)
+
     def _flush(self) -> None:
-        self._stream.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA))
+        if self._pending:
+            self._stream.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA))
         self._pending = []
 
     def finish(
@@ -111,7 +119,8 @@ class DatasetWriter:
         (self.folder / "data").mkdir()
         writers = {name: _SplitWriter(self.folder / "data", name) for name in SPLITS}
         position = 0
-        with pa.memory_map(str(self._waiting)) as file, pa.ipc.open_stream(file) as stream:
+        # Read, not mapped: the pages of a mapped file would count as memory of this process.
+        with pa.OSFile(str(self._waiting)) as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
                 positions = range(position, position + len(batch))
                 position += len(batch)
@@ -162,7 +171,7 @@ class _SplitWriter:
         self._shards: list[Path] = []
         self._rows_of: list[int] = []
         self._writer: pq.ParquetWriter | None = None
-        self._bytes = 0
+        self._bytes = 0  # of images and texts in the open shard
         self._pending: list[pa.Table] = []
         self.rows = 0
         self.digest = hashlib.sha256()
@@ -179,6 +188,8 @@ class _SplitWriter:
         waiting = pa.concat_tables(self._pending)
         group, rest = waiting.slice(0, ROWS_PER_GROUP), waiting.slice(ROWS_PER_GROUP)
         self._pending = [rest] if len(rest) else []
+        # One chunk, so that neither its bytes nor its size tell in which portions the rows came.
+        group = group.combine_chunks()
         if self._writer is not None and self._bytes + group.nbytes > BYTES_PER_SHARD:
             self._close_shard()
         if self._writer is None:
@@ -191,7 +202,7 @@ class _SplitWriter:
                 use_dictionary=False,
                 write_statistics=False,
             )
-        self._writer.write_table(group.combine_chunks(), row_group_size=ROWS_PER_GROUP)
+        self._writer.write_table(group, row_group_size=ROWS_PER_GROUP)
         self._bytes += group.nbytes
         self._rows_of[-1] += len(group)
 

@@ -22,6 +22,7 @@ from vlmtune.evaluation.report_content import (
     metric_words,
     total_words,
 )
+from vlmtune.runs.files import write_text
 
 TASK = "image-text-to-text"
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~])")
@@ -30,7 +31,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def write_model_card(path: Path, content: ReportContent) -> None:
     """Write the card as Markdown with the front matter that the Hugging Face hub reads."""
-    path.write_text(model_card(content), encoding="utf-8", newline="\n")
+    write_text(path, model_card(content))
 
 
 def model_card(content: ReportContent) -> str:

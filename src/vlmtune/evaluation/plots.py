@@ -56,7 +56,7 @@ def value_axis(values: Sequence[float]) -> Axis:
     low, high = min(values), max(values)
     if low >= 0 and low < high / 2:
         low = 0.0
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # finer steps are lost in rounding
         low, high = low - abs(low or 1.0) / 2, high + abs(high or 1.0) / 2
     step = round_step(high - low, 4)
     return Axis(
@@ -80,9 +80,9 @@ def tick_words(value: float) -> str:
     """A tick's number: ``0.25``, ``2e-5``, ``12k``."""
     if abs(value) < 1e-12:
         return "0"
-    if abs(value) >= 10_000:
+    if 10_000 <= abs(value) < 1e9:
         return f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
-    text = f"{value:.4g}" if abs(value) >= 0.001 else f"{value:.2e}"
+    text = f"{value:.4g}" if 0.001 <= abs(value) < 1e9 else f"{value:.2e}"
     if "e" in text:
         digits, power = text.split("e")
         text = f"{float(digits):g}e{int(power)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.evaluation.intervals import Estimate
-from vlmtune.evaluation.markup import Html, group, tag
+from vlmtune.evaluation.markup import Html, group, tag, visible
 from vlmtune.evaluation.metrics import find
 from vlmtune.evaluation.model_card import write_model_card
 from vlmtune.evaluation.plots import curve, points_of, whiskers
@@ -32,6 +32,7 @@ from vlmtune.evaluation.report_content import (
 )
 from vlmtune.evaluation.report_rows import cards
 from vlmtune.evaluation.report_style import STYLE
+from vlmtune.runs.files import write_text
 
 __all__ = ["ReportContent", "ReportRow", "report_html", "write_model_card", "write_report"]
 
@@ -44,7 +45,7 @@ POLICY = (
 
 def write_report(path: Path, content: ReportContent) -> None:
     """Write the report as one HTML file."""
-    path.write_text(report_html(content), encoding="utf-8", newline="\n")
+    write_text(path, report_html(content))
 
 
 def report_html(content: ReportContent) -> str:
@@ -65,7 +66,7 @@ def report_html(content: ReportContent) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{content.title} – vlmtune report"),
+        tag("title", visible(f"{content.title} – vlmtune report")),  # shows no elements
         tag("style", Html(STYLE)),
     )
     top = tag(
@@ -193,14 +194,23 @@ def _training(content: ReportContent) -> Html:
     drawn = [drawing for drawing in figures if drawing]
     if not drawn:
         return Html("")
-    bad = [row for row in steps if row.get("loss") is not None and not points_of([row], "loss")]
-    warning = f"{len(bad)} logged steps have a loss that is not finite; the curve leaves them out."
+    bad = [row for row in steps if _is_not_finite(row)]
+    warning = (
+        f"Loss or gradients were not finite in {len(bad):,} of {len(steps):,} steps, which the "
+        "curves leave out."
+    )
     return group(
         [
             tag("p", warning, class_="fails") if bad else "",
             tag("div", *drawn, class_="curves"),
         ]
     )
+
+
+def _is_not_finite(step: Mapping[str, Any]) -> bool:
+    """Whether a step was not applied; a run logs no value then, as JSON has no NaN."""
+    logged = step.get("loss") is not None
+    return step.get("applied") is False or (logged and not points_of([step], "loss"))
 
 
 def _rows(content: ReportContent) -> Html:

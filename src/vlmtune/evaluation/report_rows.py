@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import Indel, Levenshtein
 
 from vlmtune.data.media import ImagePolicy, open_image
 from vlmtune.errors import ImageError
@@ -29,6 +28,7 @@ def thumbnail(data: bytes) -> str:
     """
     picture = open_image(data, ImagePolicy())
     picture.thumbnail(THUMBNAIL)
+    picture.info = {}  # a comment in the file is nobody's business, and its profile is not applied
     encoded, kind = io.BytesIO(), "png"
     picture.save(encoded, "PNG", optimize=True)
     if encoded.tell() > SMALL_PNG:
@@ -115,7 +115,8 @@ def _shown(text: str) -> Html:
 def faults(answer: str, truth: Sequence[str]) -> Html:
     """The answer with what should not be there marked, and what is missing struck in.
 
-    It is compared with the closest reference, character by character, in its first 1200 characters.
+    It is compared with the closest reference, character by character, in the first 1200 characters
+    of both; where one of them is longer, that is said.
     """
     if not truth:
         return _shown(answer)
@@ -130,17 +131,24 @@ def faults(answer: str, truth: Sequence[str]) -> Html:
         ]
     if not written:
         pieces.insert(0, tag("em", "empty ", class_="muted"))
-    if len(answer) > LONGEST:
-        pieces.append(tag("em", f" … and {len(answer) - LONGEST:,} more characters"))
+    if max(len(answer), len(closest)) > LONGEST:
+        words = (
+            f" … compared in their first {LONGEST:,} characters: the answer has {len(answer):,}, "
+            f"the truth {len(closest):,}"
+        )
+        pieces.append(tag("em", words, class_="muted"))
     return group(pieces)
 
 
 def differences(expected: str, written: str) -> list[tuple[str, str, str]]:
-    """Runs of (missing, extra, same) whose ``extra + same`` spell ``written``."""
+    """Runs of (missing, extra, same): with ``same``, they spell ``expected`` and ``written``.
+
+    The longest common subsequence, but for stretches too short to mean agreement. difflib's would
+    take seconds where a model repeats itself.
+    """
     runs: list[tuple[str, str, str]] = []
-    matcher = SequenceMatcher(None, expected, written, autojunk=False)
     at_expected = at_written = 0
-    for start, begin, size in matcher.get_matching_blocks():
+    for start, begin, size in Indel.editops(expected, written).as_matching_blocks():
         inner = size and (start, begin) != (0, 0) and start + size < len(expected)
         if inner and len(written[begin : begin + size].strip()) < SAME:
             continue

@@ -59,12 +59,12 @@ code, pre, .text, .hash { font-family: ui-monospace, SFMono-Regular, Menlo, Cons
 .word.none, .badge.none, .word.untested { background: var(--none-soft); color: var(--none); }
 .badge { font-size: 12.5px; font-weight: 620; padding: 1px 9px; border-radius: 99px;
   white-space: nowrap; font-variant-numeric: tabular-nums; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
   margin: 14px 0 0; padding: 0; }
 .tiles div { background: var(--card); border: 1px solid var(--rule); border-radius: 12px;
   padding: 12px 14px; }
 .tiles dt { color: var(--muted); font-size: 12.5px; }
-.tiles dd { margin: 2px 0 0; font-size: 18px; font-weight: 620;
+.tiles dd { margin: 2px 0 0; font-size: 18px; font-weight: 620; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 10px 14px; border-top: 1px solid var(--rule);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vlmtune.data.conversation import Conversation
-from vlmtune.data.dataset import PreparedDataset
+from vlmtune.data.mixture import open_recorded
+from vlmtune.errors import VlmtuneError
 from vlmtune.evaluation.intervals import Difference, score_differences
 from vlmtune.evaluation.model_card import write_model_card
 from vlmtune.evaluation.report import write_report
@@ -20,7 +22,7 @@ from vlmtune.runs.files import read_lines
 from vlmtune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def write_summary(folder: RunFolder) -> ReportContent:
@@ -41,44 +43,56 @@ def report_content(folder: RunFolder) -> ReportContent:
     data = _read_json(folder.data)
     before = Evaluation.read(folder.evaluation("before"))
     after = Evaluation.read(folder.evaluation("after"))
-    steps = _steps(folder)
+    contract = _read_json(folder.contract)
     primary = recipe["evaluation"]["metrics"][0]
     return ReportContent(
         title=recipe["name"],
         recipe_yaml=recipe_yaml,
         environment=_read_json(folder.environment),
         data={key: value for key, value in data.items() if key != "ledger"},
-        steps=steps,
+        steps=_steps(folder),
         before=before.metrics if before else None,
         after=after.metrics if after else None,
         differences=_differences(before, after),
-        rows=_rows(Path(data["path"]), before, after, primary),
+        rows=_rows(data, before, after, primary),
         ledger=account(folder),
         totals=totals(folder),
-        reproduce=f"vlmtune train {folder.recipe} --run {folder.path}-again",
-        contract=_read_json(folder.contract),
-        base_model=recipe["model"]["base"],
+        reproduce=shlex.join(
+            ["vlmtune", "train", str(folder.recipe), "--run", f"{folder.path}-again"]
+        ),
+        contract=contract,
+        base_model=contract["base"]["id"],  # of a folder the whole path, which no hub id looks like
         method=recipe["tuning"]["method"],
         primary=primary,
     )
 
 
 def account(folder: RunFolder) -> dict[str, Any]:
-    """Where every row that came in went; the numbers sum to ``in`` exactly."""
+    """Where every row that came in went; the numbers sum to ``in`` exactly.
+
+    They do not where the ledger names more rows than the data has: the report then says so.
+    """
     data = _read_json(folder.data)
     trained: set[str] = set()
-    dropped: Counter[str] = Counter()
+    skipped: set[str] = set()
+    left_out: dict[str, str] = {}
     for record in read_lines(folder.ledger):
         if record["event"] == "trained":
             trained.update(record["ids"])
+        elif record["event"] == "skipped_step":
+            skipped.update(record["ids"])
         elif record["event"] == "dropped":
-            dropped[record["code"]] += 1
+            left_out[record["id"]] = record["code"]
+    # What was trained before a changed plan left it out was trained all the same.
+    skipped -= trained
+    dropped = Counter(code for row, code in left_out.items() if row not in trained | skipped)
     train, validation = data["splits"]["train"], data["splits"]["validation"]
     quarantined: dict[str, int] = data["quarantined"]
     return {
         "in": train + validation + sum(quarantined.values()),
         "trained": len(trained),
-        "not_reached": train - len(trained) - dropped.total(),
+        "skipped": len(skipped),  # only in steps that were not applied
+        "not_reached": max(0, train - len(trained) - len(skipped) - dropped.total()),
         "validation": validation,
         "dropped": dict(dropped),
         "quarantined": quarantined,
@@ -133,14 +147,17 @@ def _differences(
 
 
 def _rows(
-    path: Path, before: Evaluation | None, after: Evaluation | None, primary: str
+    data: Mapping[str, Any],
+    before: Evaluation | None,
+    after: Evaluation | None,
+    primary: str,
 ) -> list[ReportRow]:
     answered = after or before
     if answered is None:
         return []
     wanted = {prediction.id for prediction in answered.predictions}
     pictures = {
-        row.id: row.images[0].data for row in _validation(path) if row.id in wanted and row.images
+        row.id: row.images[0].data for row in _validation(data) if row.id in wanted and row.images
     }
     first, second = _by_id(before), _by_id(after)
     return [
@@ -158,11 +175,16 @@ def _rows(
     ]
 
 
-def _validation(path: Path) -> list[Conversation]:
+def _validation(data: Mapping[str, Any]) -> Sequence[Conversation]:
     """The validation rows, or none if the dataset has moved: a report is written all the same."""
-    if not (path / "dataset.json").exists():
-        return []
-    return list(PreparedDataset.open(path).split("validation"))
+    try:
+        dataset = open_recorded(data)
+    except VlmtuneError:  # a part of it has moved
+        return ()
+    # Where other data lies now, a row of the same id may show another picture.
+    if dataset is None or dataset.fingerprint != data["fingerprint"]:
+        return ()
+    return dataset.split("validation")
 
 
 def _by_id(evaluation: Evaluation | None) -> Mapping[str, Prediction]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmtune.data.dataset import PreparedDataset
 from vlmtune.recipe import Recipe, load_recipe
 from vlmtune.runs.files import read_lines, write_lines
 from vlmtune.training.prepare_rows import Dropped
@@ -17,11 +15,13 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 5
 
-# Where things lie and what they are called does not change a result.
+# Where things lie and what they are called does not change a result. What the data's sources are
+# is in the data's fingerprint, with their weights.
 HARMLESS = (
     "name",
     "description",
     "data.path",
+    "data.sources",
     "model.device",
     "training.workers",
     "training.log_steps",
@@ -30,26 +30,6 @@ HARMLESS = (
 
 # These decide which rows make which step: no change of them can go on within a run.
 FIXED = ("training.batch_size:", "training.seed:")
-
-
-def quarantined(dataset: PreparedDataset) -> dict[str, int]:
-    """Rows that ``prepare`` kept out of a dataset, by code."""
-    path = dataset.path / "summary.json"
-    if not path.is_file():
-        return {}
-    counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))["quarantine"]
-    return counts
-
-
-def data_facts(dataset: PreparedDataset) -> dict[str, Any]:
-    """What a run records of its data, in ``data.json``."""
-    return {
-        "path": str(Path(dataset.path).resolve()),
-        "fingerprint": dataset.fingerprint,
-        "source": dataset.info.source,
-        "splits": {"train": 0, "validation": 0, **dataset.info.splits},
-        "quarantined": quarantined(dataset),
-    }
 
 
 def record_dropped(ledger: Path, dropped: Sequence[Dropped]) -> None:

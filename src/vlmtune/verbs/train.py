@@ -15,6 +15,7 @@ from vlmtune.batching.collate import PackedBatch, pack
 from vlmtune.batching.planner import Plan, pack_indices
 from vlmtune.data.conversation import Conversation
 from vlmtune.data.dataset import PreparedDataset, Rows
+from vlmtune.data.mixture import Dataset, open_sources
 from vlmtune.errors import ChangedError, RunExistsError, UsageError
 from vlmtune.evaluation.run import Evaluation, evaluate_rows
 from vlmtune.models.contract import Contract, make_contract
@@ -44,7 +45,6 @@ from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.results import result_of, show_pictures, tracked
 from vlmtune.verbs.run_facts import (
     FIXED,
-    data_facts,
     recipe_changes,
     record_change,
     record_dropped,
@@ -95,6 +95,22 @@ def train(
         return _Run(recipe, folder, observer or Observer()).go(resume, allow_change)
 
 
+def _opened(recipe: Recipe) -> Dataset:
+    """The data that a recipe names.
+
+    Raises:
+        UsageError: It names none.
+    """
+    if recipe.data.sources:
+        return open_sources(recipe.data.sources, recipe.training.seed)
+    if recipe.data.path is None:
+        raise UsageError(
+            "data.path: missing; prepare a data set (vlmtune prepare SOURCE --out DIR), then give "
+            "data.path=DIR, or several of them in data.sources"
+        )
+    return PreparedDataset.open(recipe.data.path)
+
+
 @dataclass
 class _Run:
     """One run on its way."""
@@ -137,21 +153,16 @@ class _Run:
             trackers.finish()
         return self._finish()
 
-    def _open(self) -> tuple[PreparedDataset, BaseSource, Encoder]:
+    def _open(self) -> tuple[Dataset, BaseSource, Encoder]:
         recipe = self.recipe
-        if recipe.data.path is None:
-            raise UsageError(
-                "data.path: missing; prepare a data set (vlmtune prepare SOURCE --out DIR), then "
-                "give data.path=DIR"
-            )
-        dataset = PreparedDataset.open(recipe.data.path)
+        dataset = _opened(recipe)
         self.observer.stage("verifying the data")
         dataset.verify()
         evaluates = recipe.evaluation.before or recipe.evaluation.after
         if evaluates and not len(dataset.split("validation")):
             raise UsageError(
-                f"{recipe.data.path} has no validation rows to measure on; prepare it with "
-                "--validation 0.1, or set evaluation.before=false evaluation.after=false"
+                "the data has no validation rows to measure on; prepare it with --validation 0.1, "
+                "or set evaluation.before=false evaluation.after=false"
             )
         self.observer.stage("opening the model")
         base = fetch_base(recipe.model.base, recipe.model.hub, recipe.model.revision)
@@ -165,15 +176,15 @@ class _Run:
         )
         return dataset, base, Encoder(family, contract)
 
-    def _start(self, dataset: PreparedDataset, contract: Contract) -> None:
+    def _start(self, dataset: Dataset, contract: Contract) -> None:
         self.folder.start(
             self.recipe.to_yaml(),
             describe_environment(),
-            data_facts(dataset),
+            dataset.facts(),
             contract.model_dump(mode="json"),
         )
 
-    def _compare(self, dataset: PreparedDataset, contract: Contract, allow: bool) -> bool:
+    def _compare(self, dataset: Dataset, contract: Contract, allow: bool) -> bool:
         """Refuse to go on with something else than the run was started with.
 
         Returns:
@@ -202,14 +213,14 @@ class _Run:
         record_change(self.folder.ledger, changes)
         write_text(self.folder.recipe, self.recipe.to_yaml())
         contract.write(self.folder.path)
-        write_json(self.folder.data, data_facts(dataset))
+        write_json(self.folder.data, dataset.facts())
         # What was measured after the old training says nothing of the new.
         shutil.rmtree(self.folder.evaluation("after"), ignore_errors=True)
         self.folder.result.unlink(missing_ok=True)
         return True
 
     def _plan(
-        self, dataset: PreparedDataset, encoder: Encoder, checkpoint: Path | None
+        self, dataset: Dataset, encoder: Encoder, checkpoint: Path | None
     ) -> tuple[Plan, Rows]:
         recipe, device = self.recipe, self._device()[0]
         rows = dataset.split("train")
