@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 IMAGE_ENDINGS = (
@@ -60,18 +61,33 @@ def rows_of_classes(folder: Path) -> Iterator[dict[str, Any]]:
     ``cat/1.png`` is ``{"file_name": "cat/1.png", "label": "cat"}``; ``train/cat/1.png`` has its
     ``split`` too. Nothing comes of a folder with fewer than two classes: it was not sorted so.
     """
-    files = sorted(
-        path.relative_to(folder)
-        for path in folder.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.is_dir()
-    )
-    inside = [path for path in files if len(path.parts) > 1]
+    inside = (path for path in _files_below(folder, PurePath()) if len(path.parts) > 1)
     classes = {path.parent.name for path in inside if path.suffix.lower() in IMAGE_ENDINGS}
     if len(classes) < 2 or classes <= SPLIT_FOLDERS:
         return
-    for path in inside:
+    for path in _files_below(folder, PurePath()):
+        if len(path.parts) == 1:
+            continue
         row = {"file_name": path.as_posix(), "label": path.parent.name}
         if len(path.parts) > 2 and path.parts[0].lower() in SPLIT_FOLDERS:
             row["split"] = path.parts[0]
         yield row
+
+
+def _files_below(folder: Path, inside: PurePath) -> Iterator[PurePath]:
+    """The files in ``folder / inside`` and below, relative to ``folder``, by name.
+
+    Hidden ones and folders that are links are left out. One folder's names are in memory at once.
+    """
+    with os.scandir(folder / inside) as entries:
+        names = sorted(
+            (entry.name, entry.is_dir(follow_symlinks=False))
+            for entry in entries
+            if not entry.name.startswith(".")
+            and (entry.is_dir(follow_symlinks=False) or not entry.is_dir())
+        )
+    for name, is_folder in names:
+        if is_folder:
+            yield from _files_below(folder, inside / name)
+        else:
+            yield inside / name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from vlmtune.errors import DataError
 # A data URL or a page of text in a cell is not copied into the ledger.
 LONGEST_TEXT = 2000
 MOST_ENTRIES = 200
+
+_URL = re.compile(r"(https?://)(?:[^/@\s]*@)?([^\s?#]*)\S*", re.IGNORECASE)
 
 # What a user can do, by code. The message says what is wrong with this row.
 HINTS: dict[str, str] = {
@@ -125,7 +128,8 @@ def _start_of(value: Any) -> str:
 def _shortened(value: Any) -> Any:
     """``value`` as JSON may hold it, without what is large.
 
-    Of bytes and long texts hash, length and start, of long lists the first entries.
+    Of bytes and long texts hash, length and start, of long lists the first entries, of URLs
+    neither user, password nor query, where keys stand.
     """
     match value:
         case bytes() | bytearray():
@@ -134,6 +138,8 @@ def _shortened(value: Any) -> Any:
             raw = value.encode("utf-8", "surrogatepass")
             digest = hashlib.sha256(raw).hexdigest()
             return {"start": value[:200], "characters": len(value), "sha256": digest}
+        case str() if url := _URL.fullmatch(value):
+            return url[1] + url[2]
         case Mapping():
             return {str(key)[:200]: _shortened(cell) for key, cell in value.items()}
         case list() | tuple():

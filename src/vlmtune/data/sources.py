@@ -65,9 +65,9 @@ def open_local(path: Path) -> Source:
         files = _files_of_glob(path)
     elif not path.is_dir():
         files = [path]
-    elif not _tables(path) and (rows := list(rows_of_classes(path))):
-        classes = (Record(row["file_name"], row, path) for row in rows)
-        return Source(str(path), classes, len(rows))
+    elif not _tables(path) and (count := sum(1 for _ in rows_of_classes(path))):
+        classes = (Record(row["file_name"], row, path) for row in rows_of_classes(path))
+        return Source(str(path), classes, count)
     else:
         files = _tables_in(path)
     readers = [_reader_of(file) for file in files]

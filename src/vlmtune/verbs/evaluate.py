@@ -45,7 +45,7 @@ def evaluate(  # noqa: PLR0913
         metrics: Names of metrics; the first is the headline.
         limit: Only the first rows.
         out: Folder for predictions and report; ``evaluations/MODEL-SPLIT`` unless given, or the
-            run's own ``evaluation/SPLIT-STEP`` where MODEL is a run.
+            run's own ``evaluation/SPLIT`` where MODEL is a run.
         max_new_tokens: Longest answer; None: 1.5 times the longest label.
         image: Image policy of a plain model; what was trained keeps its contract.
         base: Where an adapter's base is now, if it moved.
@@ -90,13 +90,15 @@ def evaluate(  # noqa: PLR0913
 
 
 def _default_out(model: str | Path, split: str) -> Path:
-    name = str(model).strip("/").replace("/", "-")
-    parent = Path("evaluations")
-    if RunFolder(model).exists:
-        name, parent = split, RunFolder(model).path / "evaluation"
-    candidate, number = parent / f"{name}-{split}", 2
+    """A new folder: within the run if MODEL is one, else under ``evaluations``."""
+    run = RunFolder(model)
+    if run.exists:
+        first = run.evaluation(split)
+    else:
+        first = Path("evaluations") / f"{str(model).strip('/').replace('/', '-')}-{split}"
+    candidate, number = first, 2
     while candidate.exists():
-        candidate, number = parent / f"{name}-{split}-{number}", number + 1
+        candidate, number = first.with_name(f"{first.name}-{number}"), number + 1
     return candidate
 
 
