@@ -184,17 +184,22 @@ def figures(runs: list[dict[str, float]]) -> dict[str, Any]:
     return said
 
 
+def told(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def machine() -> dict[str, Any]:
     cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     packages = ("vlmtune", "pyarrow", "pillow", "datasets", "transformers", "torch")
-    commit = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(REPOSITORY)]
     return {
         "cpu": next((line.split(": ")[1] for line in cpus if "model name" in line), "unknown"),
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
-        "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": told(*git, "rev-parse", "HEAD"),
+        "changed_since": told(*git, "status", "--porcelain", "src/vlmtune/data") != "",
         "command": " ".join(["python", "benchmarks/prepare.py", *sys.argv[1:]]),
     }
 

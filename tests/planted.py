@@ -116,7 +116,12 @@ def planted() -> tuple[list[Conversation], list[Conversation], set[tuple[str, st
         sample("contradiction", first, "something that is quite different"),
         sample("original", saved(whole)),
         sample("compressed", saved(whole, "JPEG", quality=70)),
-        row(turn("user", 0, "?"), turn("assistant", " \n"), images=(saved(scene(24)),), name="mute"),
+        row(
+            turn("user", 0, "?"),
+            turn("assistant", " \n"),
+            images=(saved(scene(24)),),
+            name="mute",
+        ),
         row(turn("user", 0, "?"), images=(saved(scene(25)),), name="unanswered"),
         row(turn("assistant", "first!"), turn("user", "?"), name="backwards"),
         row(name="void"),

@@ -116,7 +116,9 @@ class Crowd:
             if split == self.split_of(first):
                 trained.setdefault(known, row)
             elif known in trained:
-                yield Relation("leak", row, "picture and answer are those of {other}", trained[known])
+                yield Relation(
+                    "leak", row, "picture and answer are those of {other}", trained[known]
+                )
             else:
                 yield Relation("image_in_both", row, "the picture is that of {other}", first)
             copy, question_of = (split, question, answer), (split, question)
@@ -159,7 +161,8 @@ class Crowd:
 
     def lengths(self) -> Iterator[Relation]:
         """Answers far longer or shorter than the rest."""
-        characters = np.frombuffer(self._characters.tobytes(), dtype=f"u{self._characters.itemsize}")
+        kind = f"u{self._characters.itemsize}"
+        characters = np.frombuffer(self._characters.tobytes(), dtype=kind)
         filled = np.flatnonzero(characters)
         if len(filled) < FEWEST_ROWS:
             return

@@ -116,9 +116,7 @@ def check_dataset(
     )
 
 
-def _each_row(
-    rows: AllRows, look: RowCheck, progress: Progress
-) -> tuple[Findings, Lengths, Crowd]:
+def _each_row(rows: AllRows, look: RowCheck, progress: Progress) -> tuple[Findings, Lengths, Crowd]:
     findings, crowd, tokens = Findings(), Crowd(rows.splits), _Tokens()
     ids: set[int] = set()
     number, waiting = 0, iter(rows)
@@ -133,9 +131,7 @@ def _each_row(
     return findings, tokens.lengths(), crowd
 
 
-def _note(
-    findings: Findings, row: Conversation, place: str, seen: Seen, ids: set[int]
-) -> None:
+def _note(findings: Findings, row: Conversation, place: str, seen: Seen, ids: set[int]) -> None:
     source = source_of(row, place)
     if (identity := hash(row.id)) in ids:
         message = f"the id {row.id!r} occurred before"

@@ -69,7 +69,7 @@ CODES: dict[str, Code] = {
         "the model's grid changes its aspect by half or more", "enlarge or pad the picture"
     ),
     "transparent": _note("transparency", "it is composed on image.background; is that right?"),
-    "rotated": _note("an EXIF orientation", "it is applied; are boxes meant for the upright image?"),
+    "rotated": _note("an EXIF orientation", "it is applied; are boxes meant for the upright one?"),
     "sixteen_bit": _note("more than 8 bits a channel", "it is scaled to 8 bits, never clipped"),
     "cmyk": _note("CMYK colours", "they are converted without a profile; export as RGB to be sure"),
     "animated": _note("an animation or several pages", "only the first frame is seen; split it"),

@@ -138,9 +138,7 @@ def place_labels(
         room = canvas.right - canvas.left
         width = min(text_width(shortened(label, room - 2 * PADDING)) + 2 * PADDING, room)
         places = _places(box, width, canvas)
-        place = next(
-            place for place in places if not any(place.touches(other) for other in taken)
-        )
+        place = next(place for place in places if not any(place.touches(other) for other in taken))
         taken.append(place)
         placed.append(place)
     return placed
@@ -258,5 +256,3 @@ def _label(mark: Mark, place: Rectangle, colour: str) -> Html:
 def _n(value: float) -> str:
     """A number as SVG likes it: no more digits than can be seen."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-

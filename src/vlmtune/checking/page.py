@@ -1,4 +1,4 @@
-"""The frame of ``check``'s and ``inspect``'s pages: one file that loads nothing and runs nothing."""
+"""The frame of ``check``'s and ``inspect``'s pages: one file that loads and runs nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ h1 small { display: block; font-size: 14px; font-weight: 400; color: var(--muted
 .badge.accepted { background: var(--soft); color: var(--muted); }
 .verdict.stop { border-left-color: var(--stop); }
 .verdict.note { border-left-color: var(--note); }
-.mono, code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px; }
+.mono, code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  font-size: 13px; }
 .grid { display: grid; gap: 14px; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
 .grid > .wide { grid-column: 1 / -1; }

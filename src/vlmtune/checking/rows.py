@@ -167,7 +167,8 @@ class RowCheck:
                 found = list(dict.fromkeys(MARKUP.findall(text)))
                 if self._encoder is not None:
                     found += [
-                        token for token in self._encoder.control_tokens_in(text)
+                        token
+                        for token in self._encoder.control_tokens_in(text)
                         if token not in found
                     ]
                 for token in found:
@@ -235,7 +236,8 @@ def box_faults(row: Conversation, sizes: Sequence[Size]) -> Iterator[Fault]:
         width, height = sizes[part.image]
         if not (x1 < x2 and y1 < y2):
             yield Fault("box_inverted", f"{words} has no area; expected x1 < x2 and y1 < y2")
-        if min(x1, y1) < -OUTSIDE or max(x1, x2) > width + OUTSIDE or max(y1, y2) > height + OUTSIDE:
+        beyond = max(max(x1, x2) - width, max(y1, y2) - height)
+        if min(x1, y1) < -OUTSIDE or beyond > OUTSIDE:
             yield Fault("box_outside", f"{words} leaves its image of {width} x {height} pixels")
 
 

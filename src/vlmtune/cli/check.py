@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FOUND, REFUSED = 3, 4
 
 
-def check(
+def check(  # noqa: PLR0913
     dataset: Annotated[Path, typer.Argument(help="A prepared dataset.")],
     model: Annotated[
         str | None, typer.Option(help="The model to be trained: adds token counts and its limits.")

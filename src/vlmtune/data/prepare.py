@@ -96,14 +96,15 @@ def prepare(
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
 ) -> PrepareResult:
-    """Make a prepared dataset of a table, a folder with a table, or a hub's data set.
+    """Make a prepared dataset of tables, tar shards, a folder of them, or a hub's data set.
 
     Every image is decoded once, so that training meets none that fails. The dataset appears at
     ``out`` when it is complete; too many bad rows leave only ``quarantine.jsonl`` and
     ``summary.json`` there.
 
     Args:
-        source: Path of a table or folder, or ``owner/name``.
+        source: Path of a table, a shard or a folder; a pattern such as ``rows/*.jsonl``; or
+            ``owner/name``.
         out: Folder of the dataset.
         options: See ``PrepareOptions``.
         progress: Called with (rows so far, all rows if known).
@@ -112,7 +113,8 @@ def prepare(
         UsageError: No such source; an option that does not fit it; no rows.
         FormatError: The form is unknown or unclear, a column is missing.
         PrepareRefusedError: More bad rows than ``max_bad``, or not one good row.
-        RefusedError: ``out`` holds something else.
+        RefusedError: ``out`` holds something else, or an archive is dangerous.
+        WorkerDiedError: A process was killed; nothing was written.
     """
     options = options or PrepareOptions()
     path = Path(out)
