@@ -11,6 +11,7 @@ __all__ = [
     "download",
     "evaluate",
     "export",
+    "inspect",
     "merge",
     "predict",
     "prepare",

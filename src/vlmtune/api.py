@@ -7,6 +7,7 @@ from vlmtune.verbs.check import check
 from vlmtune.verbs.download import download
 from vlmtune.verbs.evaluate import evaluate
 from vlmtune.verbs.export import export
+from vlmtune.verbs.inspect import inspect
 from vlmtune.verbs.merge import merge
 from vlmtune.verbs.predict import predict
 from vlmtune.verbs.quickstart import quickstart
@@ -20,6 +21,7 @@ __all__ = [
     "download",
     "evaluate",
     "export",
+    "inspect",
     "merge",
     "predict",
     "prepare",

@@ -15,6 +15,7 @@ VERBS = [
     "download",
     "evaluate",
     "export",
+    "inspect",
     "merge",
     "predict",
     "prepare",

@@ -189,7 +189,11 @@ def shortened(label: str, room: float) -> str:
 def text_width(text: str) -> float:
     """Width of a text of 13 units, rather too much than too little."""
     return sum(
-        13.4 if unicodedata.east_asian_width(c) in "WF" else 8.0 if c.islower() else 9.6
+        13.4
+        if unicodedata.east_asian_width(c) in "WF" or c in "mwMW"
+        else 8.4
+        if c.islower()
+        else 10
         for c in text
     )
 

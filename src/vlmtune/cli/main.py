@@ -11,6 +11,7 @@ from vlmtune.cli.check import check
 from vlmtune.cli.download import download
 from vlmtune.cli.evaluate import evaluate
 from vlmtune.cli.export import export
+from vlmtune.cli.inspect import inspect
 from vlmtune.cli.merge import merge
 from vlmtune.cli.predict import predict
 from vlmtune.cli.prepare import prepare
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(prepare)
 app.command()(check)
+app.command()(inspect)
 app.command()(export)
 app.command()(train)
 app.command(name="eval")(evaluate)

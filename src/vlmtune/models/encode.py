@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from typing import Literal as Literal_
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 IGNORED = -100
+TokenKind = Literal_["template", "question", "answer", "control", "image"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,22 @@ class Encoder:
             positions=self.family.positions(tokens, self.contract.image),
             vision=self.family.image_inputs(pictures, self.contract.image),
         )
+
+    def kinds(self, conversation: Conversation) -> list[TokenKind]:
+        """What each token of ``tokens`` is, for people to look at; slower than ``tokens``."""
+        completed = self.complete(conversation)
+        sizes = tuple(
+            read_header(image.data, self.contract.image).size for image in completed.images
+        )
+        builder = _KindBuilder(self, completed.messages, sizes)
+        for item in self._template.skeleton(completed.messages, ask=False):
+            builder.add(item)
+        builder.finish()
+        return builder.kinds
+
+    def text_offsets(self, text: str) -> list[int]:
+        """Where each token of ``text_ids`` begins in the text, in characters."""
+        return [start for start, _ in self._text.encode(text, add_special_tokens=False).offsets]
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text; control tokens inside it are encoded as text."""
@@ -249,6 +267,46 @@ class _Builder:
         self._ids += ids
         self._trained += [trained] * len(ids)
         self._image += [image] * len(ids)
+
+
+class _KindBuilder(_Builder):
+    """Notes beside the tokens what they are."""
+
+    def __init__(
+        self, encoder: Encoder, messages: Sequence[Message], sizes: tuple[Size, ...]
+    ) -> None:
+        super().__init__(encoder, messages, sizes)
+        self.kinds: list[TokenKind] = []
+        self._writing: TokenKind = "template"
+        self._begins: list[tuple[int, TokenKind]] = []  # character in the run, kind from there
+
+    def add(self, item: Item) -> None:
+        if isinstance(item, Slot):
+            role = self._messages[item.message].role
+            self._writing = "answer" if role == "assistant" else "question"
+        else:
+            self._writing = "template"
+        super().add(item)
+
+    def _text(self, text: str, *, trained: bool) -> None:
+        if trained != self._run_trained:
+            self._flush()
+            self._run_trained = trained
+        self._begins.append((sum(map(len, self._run)), self._writing))
+        super()._text(text, trained=trained)
+
+    def _flush(self) -> None:
+        begins, self._begins = self._begins, []
+        text = "".join(self._run)
+        if text:
+            for start in self._encoder.text_offsets(text):
+                self.kinds.append([kind for place, kind in begins if place <= start][-1])
+        super()._flush()
+
+    def _append(self, ids: Sequence[int], *, trained: bool, image: bool = False) -> None:
+        super()._append(ids, trained=trained, image=image)
+        if len(self.kinds) < len(self._ids):  # a run's own tokens were noted by ``_flush``
+            self.kinds += ["image" if image else "control"] * len(ids)
 
 
 def _text_only(tokenizer: Tokenizer) -> Tokenizer:
