@@ -11,7 +11,7 @@ from vlmtune.data.dataset import PreparedDataset
 from vlmtune.evaluation.intervals import score, score_differences
 from vlmtune.evaluation.metrics import row_scores
 from vlmtune.evaluation.run import Evaluation, Prediction
-from vlmtune.runs.files import append_lines, write_json, write_text
+from vlmtune.files import append_lines, write_json, write_text
 from vlmtune.runs.folder import RunFolder
 from vlmtune.training.summary import account, report_content, totals, write_summary
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tiny_world import fingerprint, lines
+from vlmtune.files import read_lines
 from vlmtune.runs.checkpoints import checkpoints, faults, newest_good, step_of
-from vlmtune.runs.files import read_lines
 
 pytestmark = pytest.mark.faults
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vlmtune.errors import RunExistsError, UsageError
-from vlmtune.runs.files import append_lines, keep_lines_through, read_lines, write_text
+from vlmtune.files import append_lines, keep_lines_through, read_lines, write_text
 from vlmtune.runs.folder import RunFolder
 
 HOLDER = """
@@ -86,7 +86,8 @@ def test_checkpoints_without_a_recipe_are_not_written_over(tmp_path):
 @pytest.mark.parametrize("written", range(5))
 def test_a_start_that_was_killed_is_begun_again(written, tmp_path, monkeypatch):
     """Killed before each of its writes; also in the middle of one, which leaves a torn file."""
-    from vlmtune.runs import files, folder
+    from vlmtune import files
+    from vlmtune.runs import folder
 
     count = 0
 

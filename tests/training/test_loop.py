@@ -11,9 +11,9 @@ import torch
 from vlmtune.data.dataset import PreparedDataset
 from vlmtune.data.prepare import PrepareOptions, prepare
 from vlmtune.errors import DivergedError
+from vlmtune.files import read_lines
 from vlmtune.formulas import write_formula_table
 from vlmtune.recipe import load_recipe
-from vlmtune.runs.files import read_lines
 from vlmtune.testing import tiny
 from vlmtune.training import loop
 from vlmtune.verbs.observer import Observer

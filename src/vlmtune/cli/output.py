@@ -42,10 +42,18 @@ def finish(result: Mapping[str, Any], *, as_json: bool, lines: Sequence[str]) ->
     sys.stdout.flush()
 
 
+class _Lines(logging.Handler):
+    """Log records as lines on whatever standard error is when they come."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        say(self.format(record))
+
+
 @contextmanager
 def errors(*, as_json: bool, debug: bool) -> Iterator[None]:
     """Turn errors into one paragraph and the exit status that they carry."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_Lines()], force=True)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
     if not debug:

@@ -22,7 +22,7 @@ from vlmtune.evaluation.report_content import (
     metric_words,
     total_words,
 )
-from vlmtune.runs.files import write_text
+from vlmtune.files import write_text
 
 TASK = "image-text-to-text"
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~])")

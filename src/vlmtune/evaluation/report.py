@@ -32,7 +32,7 @@ from vlmtune.evaluation.report_content import (
 )
 from vlmtune.evaluation.report_rows import cards
 from vlmtune.evaluation.report_style import STYLE
-from vlmtune.runs.files import write_text
+from vlmtune.files import write_text
 
 __all__ = ["ReportContent", "ReportRow", "report_html", "write_model_card", "write_report"]
 
@@ -118,8 +118,12 @@ def _tiles(totals: Mapping[str, float]) -> Html:
 
 
 def _total_title(name: str) -> str:
-    words = {"seconds": "training time", "label_tokens": "tokens trained on"}.get(name, name)
-    return words.removesuffix("_bytes").removesuffix("_per_second").replace("_", " ").capitalize()
+    words = {
+        "seconds": "training time",
+        "label_tokens": "tokens trained on",
+        "samples_per_second": "throughput",
+    }.get(name, name)
+    return words.removesuffix("_bytes").replace("_", " ").capitalize()
 
 
 def _results(content: ReportContent) -> Html:

@@ -64,7 +64,7 @@ code, pre, .text, .hash { font-family: ui-monospace, SFMono-Regular, Menlo, Cons
 .tiles div { background: var(--card); border: 1px solid var(--rule); border-radius: 12px;
   padding: 12px 14px; }
 .tiles dt { color: var(--muted); font-size: 12.5px; }
-.tiles dd { margin: 2px 0 0; font-size: 18px; font-weight: 620; white-space: nowrap;
+.tiles dd { margin: 2px 0 0; font-size: 17px; font-weight: 620; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 10px 14px; border-top: 1px solid var(--rule);

@@ -14,9 +14,9 @@ from vlmtune.data.conversation import Conversation
 from vlmtune.errors import UsageError
 from vlmtune.evaluation.intervals import Estimate, score
 from vlmtune.evaluation.metrics import row_scores
+from vlmtune.files import read_lines, to_json, write_json, write_text
 from vlmtune.models.encode import Encoder
 from vlmtune.models.generate import generate
-from vlmtune.runs.files import read_lines, to_json, write_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from vlmtune.errors import CheckpointError
-from vlmtune.runs.files import sync_file, sync_folder, to_json
+from vlmtune.files import sync, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +84,13 @@ def seal(folder: Path, step: int) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     listed = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in files}
     for path in files:
-        sync_file(path)
+        sync(path)
     manifest = folder / MANIFEST
     manifest.write_text(
         to_json({"format": 1, "step": step, "files": listed}) + "\n", encoding="utf-8"
     )
-    sync_file(manifest)
-    sync_folder(folder)
+    sync(manifest)
+    sync(folder)
 
 
 def _sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import RunExistsError, UsageError
-from vlmtune.runs.files import read_lines, write_json, write_text
+from vlmtune.files import read_lines, write_json, write_text
 
 
 class RunFolder:

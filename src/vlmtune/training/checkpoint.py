@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlmtune.errors import CheckpointError
+from vlmtune.files import sync, to_json
 from vlmtune.runs.checkpoints import checkpoints, seal, step_of
-from vlmtune.runs.files import sync_folder, to_json
 
 TEMPORARY = ".writing-"
 
@@ -86,7 +86,7 @@ def save_checkpoint(
         if target.exists():  # of the same step, from before a resume: the same content, or damaged
             shutil.rmtree(target)
         temporary.rename(target)
-        sync_folder(folder)
+        sync(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from vlmtune.batching.collate import PackedBatch
 from vlmtune.batching.planner import Plan, Step
 from vlmtune.errors import DivergedError, VlmtuneError
+from vlmtune.files import append_lines
 from vlmtune.models.family import Family
-from vlmtune.runs.files import append_lines
 from vlmtune.runs.folder import RunFolder
 from vlmtune.training.checkpoint import State, prune, save_checkpoint
 from vlmtune.training.config import TrainingConfig

@@ -18,7 +18,7 @@ from vlmtune.evaluation.model_card import write_model_card
 from vlmtune.evaluation.report import write_report
 from vlmtune.evaluation.report_content import ReportContent, ReportRow
 from vlmtune.evaluation.run import Evaluation, Prediction
-from vlmtune.runs.files import read_lines
+from vlmtune.files import read_lines
 from vlmtune.runs.folder import RunFolder
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlmtune.files import write_json
 from vlmtune.hub import Hub, download_model
-from vlmtune.runs.files import write_json
 from vlmtune.runs.resolve import ORIGIN
 
 

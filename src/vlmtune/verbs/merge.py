@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vlmtune.data.conversation import Conversation, EncodedImage, Image, Message, Text
 from vlmtune.errors import MergeError, RefusedError, UsageError
+from vlmtune.files import sync
 from vlmtune.models.encode import Encoder
 from vlmtune.models.generate import generate
 from vlmtune.models.load import DTYPES, LoadingConfig, load_model
 from vlmtune.models.save import save_model
-from vlmtune.runs.files import sync_folder
 from vlmtune.runs.resolve import OpenModel, Resolved, base_of, open_model, resolve
 from vlmtune.tuning.apply import Tuned, adapter_keys
 from vlmtune.tuning.merge import (
@@ -124,7 +124,7 @@ class _Merge:
             temporary.rename(self.out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        sync_folder(self.out.parent)
+        sync(self.out.parent)
         return {
             "path": str(self.out),
             "changed": counts,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmtune.files import read_lines, write_lines
 from vlmtune.recipe import Recipe, load_recipe
-from vlmtune.runs.files import read_lines, write_lines
 from vlmtune.training.prepare_rows import Dropped
 
 logger = logging.getLogger(__name__)

@@ -18,13 +18,13 @@ from vlmtune.data.dataset import PreparedDataset, Rows
 from vlmtune.data.mixture import Dataset, open_sources
 from vlmtune.errors import ChangedError, RunExistsError, UsageError
 from vlmtune.evaluation.run import Evaluation, evaluate_rows
+from vlmtune.files import append_lines, keep_lines_through, write_json, write_text
 from vlmtune.models.contract import Contract, make_contract
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
 from vlmtune.models.load import DTYPES, BaseSource, LoadingConfig, load_model
 from vlmtune.recipe import Recipe, load_recipe
 from vlmtune.runs.checkpoints import newest_good
-from vlmtune.runs.files import append_lines, keep_lines_through, write_json, write_text
 from vlmtune.runs.folder import RunFolder, commit, describe_environment
 from vlmtune.runs.resolve import fetch_base
 from vlmtune.training.checkpoint import (

@@ -11,7 +11,6 @@ the next one.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import IO, Any, Self
 from vlmtune.data.cells import neutral
 from vlmtune.data.conversation import Conversation
 from vlmtune.errors import RefusedError, UsageError
+from vlmtune.files import claim, holds, sync
 
 TABLES = (".csv", ".json", ".jsonl")
 MOVING = "moving.json"
@@ -70,19 +70,13 @@ class Place:
         self._lost: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = self._is_ours()
-        except BlockingIOError:
-            ours = False
-        if not ours:  # locked by another process, or published by it a moment ago
-            os.close(self._lock)
+        lock = claim(self._folder)
+        if lock is None:
             raise RefusedError(
                 f"another process is exporting to {self.out} now; wait for it or choose another "
                 "--out"
             )
+        self._lock = lock
         try:
             self._take_back()
             self._check_free()
@@ -92,10 +86,6 @@ class Place:
         for left in self._folder.iterdir():
             _remove(left)
         return self
-
-    def _is_ours(self) -> bool:
-        held = os.fstat(self._lock).st_ino
-        return self._folder.exists() and self._folder.stat().st_ino == held
 
     def _take_back(self) -> None:
         """Remove what a process moved that was killed before it moved the table, the last."""
@@ -128,24 +118,24 @@ class Place:
         """Move everything to its place."""
         if self._lost is not None:
             _finish(self._lost)
-        _sync(self._folder)
+        sync(self._folder)
         if not self._as_file:
             self._folder.rename(self.out)
-            _sync(self.out.parent)
+            sync(self.out.parent)
             return
         found = [path for path in (self.images, self.report, self.table) if path.exists()]
         with (self._folder / MOVING).open("w", encoding="utf-8") as file:
             json.dump([path.name for path in found], file)
             _finish(file)
-        _sync(self._folder)
+        sync(self._folder)
         for path in found:
             path.rename(self.out.parent / path.name)
-            _sync(self.out.parent)
+            sync(self.out.parent)
 
     def __exit__(self, *_: object) -> None:
         if self._lost is not None:
             self._lost.close()
-        if self._is_ours():
+        if holds(self._lock, self._folder):
             shutil.rmtree(self._folder)
         os.close(self._lock)
 
@@ -257,12 +247,3 @@ def _finish(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to put a folder's entries on the disk: a rename alone does not."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,22 +34,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value) + "\n")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Make a file's content durable."""
+def sync(path: Path) -> None:
+    """Put a file's content, or a folder's entries, on the disk: a rename alone does not."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def claim(folder: Path) -> int | None:
+    """Make a folder and lock it; a killed holder lets go of it by itself.
+
+    Returns:
+        A descriptor to close when done, or None if another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if holds(descriptor, folder):
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)  # locked by another process, or published by it a moment ago
+    return None
+
+
+def holds(descriptor: int, folder: Path) -> bool:
+    """Whether a claimed folder is still where it was: not published, not removed."""
+    return folder.exists() and folder.stat().st_ino == os.fstat(descriptor).st_ino
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
