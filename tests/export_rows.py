@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image as Pictures
 from PIL import Image as Pillow
 
 from vlmtune.data.boxes import from_grid
@@ -179,6 +180,18 @@ HELD: dict[str, list[Conversation]] = {
 
 def unique(rows: Sequence[Conversation]) -> list[Conversation]:
     return [replace(one, id=f"{one.id}#{number}") for number, one in enumerate(rows)]
+
+
+def apart(one: Conversation) -> Conversation:
+    """The row with pictures of its own, of the same size and kind."""
+    images = []
+    for image in one.images:
+        with Pictures.open(io.BytesIO(image.data)) as picture:
+            kind, other = picture.format, Pictures.new(picture.mode, picture.size)
+        stream = io.BytesIO()
+        other.save(stream, kind)
+        images.append(replace(image, data=stream.getvalue()))
+    return replace(one, images=tuple(images))
 
 
 BOXED = row(user(Image(0), "?"), assistant(Box(0, "a", GRID_BOX)))

@@ -30,6 +30,7 @@ from export_rows import (
     TWO,
     Make,
     again,
+    apart,
     assistant,
     content,
     good,
@@ -71,7 +72,8 @@ def test_every_form_is_here() -> None:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_what_a_form_holds_comes_back(name: str, make: Make, tmp_path: Path) -> None:
-    rows = unique(HELD[name])
+    *train, last = unique(HELD[name])
+    rows = [*train, apart(last)]
     data = make(*rows, validation=1)
     result = export(data, tmp_path / "out", format=name)
     assert (result.rows, result.left_out, result.lost, result.report) == (len(rows), 0, {}, None)
@@ -81,6 +83,16 @@ def test_what_a_form_holds_comes_back(name: str, make: Make, tmp_path: Path) -> 
     shutil.move(tmp_path / "out", tmp_path / "moved/elsewhere")
     moved = replace(result, path=tmp_path / "moved/elsewhere" / result.path.name)
     assert content(again(moved, tmp_path / "third")) == content(data)
+
+
+def test_a_split_that_divides_a_picture_is_told(make: Make, tmp_path: Path) -> None:
+    rows = unique([good("csv"), good("csv")])
+    result = export(make(*rows, validation=1), tmp_path / "out", format="csv")
+    assert (result.rows, result.lost) == (2, {"split": 1})
+    apart_result = export(
+        make(rows[0], apart(rows[1]), validation=1, name="b"), tmp_path / "b-out", format="csv"
+    )
+    assert apart_result.lost == {}
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -38,12 +38,32 @@ def test_random_keeps_rows_of_one_image_together(make_table: MakeTable, tmp_path
         assert len(validation) == 2
         assert not train & validation
         assert result.notes == ()
-    # Negative control: the last rows do divide an image, and that is said.
     result, train, validation = made(table, tmp_path / "last", validation=7)
-    assert result.splits["validation"] == 7
-    assert len(train & validation) == 1
-    assert "3 train rows show an image that is in the validation split" in result.notes[0]
+    assert result.splits == {"train": 50, "validation": 10}  # the last 7, and 3 of their image
+    assert not train & validation
+    assert "3 more than asked for" in result.notes[0]
     assert json.loads((tmp_path / "last/summary.json").read_text())["notes"] == list(result.notes)
+
+
+def test_a_column_may_divide_an_image_and_that_is_said(
+    make_table: MakeTable, tmp_path: Path
+) -> None:
+    """Negative control of the two above: taken as it stands, an image is on both sides."""
+    table = make_table(10, {n: [f"images/{n // 5}.png", f"caption {n}"] for n in range(10)})
+    lines = table.read_text(encoding="utf-8").splitlines()
+    marks = ["split", *(["train"] * 7), *(["validation"] * 3)]
+    marked = [f"{line},{mark}" for line, mark in zip(lines, marks, strict=True)]
+    table.write_text("\n".join(marked) + "\n", encoding="utf-8")
+    result, train, validation = made(table, tmp_path / "out", split_by="column:split")
+    assert result.splits == {"train": 7, "validation": 3}
+    assert len(train & validation) == 1
+    assert "2 train rows show an image that is in the validation split" in result.notes[0]
+
+
+def test_last_rows_that_share_with_all(make_table: MakeTable, tmp_path: Path) -> None:
+    table = make_table(6, {n: ["images/0.png", f"caption {n}"] for n in range(6)})
+    with pytest.raises(UsageError, match="none is left to train on; divide them by a column"):
+        made(table, tmp_path / "out", validation=2)
 
 
 def test_the_last_rows_are_the_last_rows(make_table: MakeTable, tmp_path: Path) -> None:

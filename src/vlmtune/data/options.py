@@ -18,7 +18,7 @@ class PrepareOptions(Config):
         prompt: Text put behind the image of rows that ask no question themselves.
         columns: Which column is for what, e.g. ``{"image": "scan", "text": "latex"}``.
         validation: Rows of the validation split: a count, or a fraction below 1.
-        split_by: ``last`` rows of the source; ``random``: drawn, rows that share an image's bytes
+        split_by: ``last`` rows of the source or ``random`` ones, rows that share an image's bytes
             always together; ``column:NAME``: as that column says.
         max_bad: Most rows that may be quarantined: a fraction below 1, or a count.
         limit: Only the first so many rows of the source.

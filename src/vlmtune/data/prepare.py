@@ -224,10 +224,16 @@ def _validation_rows(options: PrepareOptions, sorter: Sorter) -> tuple[set[int],
         rows = rows_taken(options.validation, by, seed, sorter.ids, sorter.groups)
         if by == "random" and options.validation >= 1 and len(rows) < options.validation:
             notes.append(f"{len(rows):,} validation rows: rows that share an image stay together")
+        if by == "last" and options.validation >= 1 and len(rows) > options.validation:
+            more = len(rows) - int(options.validation)
+            notes.append(
+                f"{len(rows):,} validation rows: {more:,} more than asked for show an image of the "
+                "last ones, and no image stands on both sides"
+            )
     if astride := sorter.groups.astride(rows):
         notes.append(
             f"{astride:,} train rows show an image that is in the validation split too; "
-            "--split-by random keeps such rows together"
+            "--split-by random or last keeps such rows together"
         )
     return rows, tuple(notes)
 

@@ -1,8 +1,9 @@
 """Which rows are for validation.
 
-``random`` never divides rows that share an image, by its bytes: a model would be measured on
-pictures that it was trained on. ``last`` and ``column:NAME`` are the user's own division, taken as
-it is; images on both sides are counted and said.
+Rows that share an image, by its bytes, are never divided: a model would be measured on pictures
+that it was trained on. ``random`` takes whole groups; ``last`` takes the last rows (exactly those,
+where images are distinct) and what shares an image with them. ``column:NAME`` is the user's own
+division, taken as it is; images on both sides are counted and said.
 """
 
 from __future__ import annotations
@@ -93,9 +94,10 @@ def rows_taken(
 
     Args:
         amount: A count, or a fraction below 1 (then at least one row).
-        by: ``last``, or ``random``: whole groups, by a hash of seed and the id of their first row,
-            so that a row added elsewhere moves few others. A group that would make too many is
-            passed over, so that there may be fewer rows than asked for, never more.
+        by: ``last``: the last rows and what shares an image with them, so that there may be more
+            rows than asked for. ``random``: whole groups, by a hash of seed and the id of their
+            first row, so that a row added elsewhere moves few others. A group that would make too
+            many is passed over, so that there may be fewer rows than asked for, never more.
         seed: For ``random``.
         ids: Of all rows, in their order.
         groups: Which of them share images.
@@ -110,7 +112,7 @@ def rows_taken(
             "train on; take fewer"
         )
     if by == "last":
-        return set(range(len(ids) - count, len(ids)))
+        return _last(count, ids, groups)
     members: dict[int, list[int]] = {}
     for row in range(len(ids)):
         members.setdefault(groups.of(row), []).append(row)
@@ -125,5 +127,16 @@ def rows_taken(
         raise UsageError(
             f"--validation {amount} takes {count} rows, but rows that share an image stay "
             f"together, and the fewest that do are {smallest}; take more, or --split-by last"
+        )
+    return taken
+
+
+def _last(count: int, ids: Sequence[str], groups: ImageGroups) -> set[int]:
+    wanted = {groups.of(row) for row in range(len(ids) - count, len(ids))}
+    taken = {row for row in range(len(ids)) if groups.of(row) in wanted}
+    if len(taken) == len(ids):
+        raise UsageError(
+            f"--validation: the last {count} rows share their images with all {len(ids)} rows, so "
+            "that none is left to train on; divide them by a column: --split-by column:NAME"
         )
     return taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def evaluate(  # noqa: PLR0913
     rows: list[Conversation] = list(dataset.split(split)[:limit])
     if not rows:
         raise UsageError(f"--split: {data} has no {split} rows; prepare it with --validation 0.1")
-    folder = Path(out) if out is not None else _default_out(model, split)
+    folder = Path(out).absolute() if out is not None else _default_out(model, split)
     if folder.exists() and any(folder.iterdir()):
         raise RefusedError(f"--out: {folder} is not empty; choose another folder with --out DIR")
     observer.stage("loading weights")
@@ -130,6 +131,8 @@ def _content(
         rows=answers,
         contract=opened.contract.model_dump(mode="json"),
         base_model=opened.contract.base.id,
-        reproduce=f"vlmtune eval {name} --data {dataset.path} --split {split}",
+        reproduce=shlex.join(
+            ["vlmtune", "eval", name, "--data", str(dataset.path), "--split", split]
+        ),
         primary=primary,
     )

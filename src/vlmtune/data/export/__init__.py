@@ -152,13 +152,14 @@ class _Work:
         self._losses: Counter[str] = Counter()
         self._left_out = 0
         self._written: Counter[str] = Counter()
+        self._trained: set[str] = set()  # pictures of training rows
         # Questions that were cut off: a single one can be given back with --prompt.
         self._questions: set[str | None] = set()
 
     def take(self, split: str, row: Conversation) -> None:
         losses: list[Loss] = []
         try:
-            fields = self._written_as(row, losses)
+            fields = self._written_as(split, row, losses)
         except DataError as fault:
             self._left_out += 1
             self._tell(split, row.id, Loss(fault.code, str(fault)), left_out=True)
@@ -171,7 +172,7 @@ class _Work:
         self._table.add(fields)
         self._written[split] += 1
 
-    def _written_as(self, row: Conversation, losses: list[Loss]) -> dict[str, Any]:
+    def _written_as(self, split: str, row: Conversation, losses: list[Loss]) -> dict[str, Any]:
         headers = [read_header(image.data, ImagePolicy()) for image in row.images]
         sizes = [header.size for header in headers]
         cut = fit(row, self._form, sizes, losses)
@@ -181,7 +182,19 @@ class _Work:
         read = self._read or FORMATS[self._form.reader].reader([fields], {})
         check_read_back(read(fields), cut, paths, sizes)
         self._read = read
+        self._note_split(split, paths, losses)
         return fields
+
+    def _note_split(self, split: str, paths: list[str], losses: list[Loss]) -> None:
+        """``prepare`` never divides rows that share a picture: such a split does not come back."""
+        if split == "train":
+            self._trained.update(paths)
+        elif not self._trained.isdisjoint(paths):
+            losses.append(
+                Loss(
+                    "split", "its picture is in the training split too: prepare keeps both together"
+                )
+            )
 
     def _tell(self, split: str, identity: str, loss: Loss, *, left_out: bool) -> None:
         self._losses[loss.code] += 1
