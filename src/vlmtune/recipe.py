@@ -206,7 +206,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _explain(location: tuple[int | str, ...], message: str, kind: str) -> str:
     name = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        known = list(option_names())
+        known = [*Recipe.model_fields, *option_names()]
         last = name.rsplit(".", 1)[-1]
         nearest = get_close_matches(name, known, n=1) or [
             option for option in known if option.rsplit(".", 1)[-1] == last

@@ -162,3 +162,28 @@ def test_an_answer_ends_at_the_first_end(encoder, folder, monkeypatch):
 
 def test_no_questions(model, folder):
     assert generate(model, encoder_of(folder), [], max_new_tokens=3) == []
+
+
+def test_a_row_that_cannot_be_asked_is_named(tiny_base):
+    """Before the first answer, not after an hour of them."""
+    from planted import sample, saved, scene
+    from vlmtune.data.media import ImagePolicy
+    from vlmtune.errors import DataError
+    from vlmtune.models.load import LoadingConfig
+    from vlmtune.runs.resolve import open_model, resolve
+
+    opened = open_model(resolve(tiny_base), LoadingConfig(), image=ImagePolicy())
+    rows = [sample("fine", saved(scene(1))), sample("thread", saved(scene(2, (404, 2))))]
+    answered: list[int] = []
+    ask = {"max_new_tokens": 2, "batch_rows": 1, "progress": answered.append}
+    with pytest.raises(DataError, match="row 'thread' cannot be put to the model") as raised:
+        generate(
+            opened.model,
+            opened.encoder,
+            rows,
+            max_new_tokens=2,
+            batch_rows=1,
+            progress=asked.append,
+        )
+    assert raised.value.code == "image_too_stretched"
+    assert answered == []

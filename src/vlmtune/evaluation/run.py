@@ -16,7 +16,7 @@ from vlmtune.evaluation.intervals import Estimate, score
 from vlmtune.evaluation.metrics import row_scores
 from vlmtune.files import read_lines, to_json, write_json, write_text
 from vlmtune.models.encode import Encoder
-from vlmtune.models.generate import generate
+from vlmtune.models.generate import generate, tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -151,4 +151,4 @@ def evaluate_rows(  # noqa: PLR0913
 
 def longest_answer(encoder: Encoder, rows: Sequence[Conversation]) -> int:
     """1.5 times the tokens of the longest label, the default limit of an answer."""
-    return math.ceil(1.5 * max(encoder.tokens(row).trained for row in rows))
+    return math.ceil(1.5 * max(tokens_of(encoder, row, ask=False).trained for row in rows))

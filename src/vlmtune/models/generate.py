@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from vlmtune.data.conversation import Box, Conversation
+from vlmtune.errors import DataError
 from vlmtune.models.encode import Encoded, Encoder
+from vlmtune.models.family import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +60,7 @@ def generate(
         batch_rows: Most questions answered at once.
         progress: Called with the number of questions answered so far.
     """
-    lengths = [len(encoder.tokens(question, ask=True)) for question in questions]
+    lengths = [len(tokens_of(encoder, question, ask=True)) for question in questions]
     order = sorted(range(len(questions)), key=lambda index: lengths[index])
     answers: dict[int, Generation] = {}
     with _greedy(model, encoder):
@@ -85,6 +87,22 @@ def generate_batch(
     output = answer(**inputs, max_new_tokens=max_new_tokens)
     answers = output[:, batch["input_ids"].shape[1] :].tolist()
     return [_answer(encoder, row, ids) for row, ids in zip(rows, answers, strict=True)]
+
+
+def tokens_of(encoder: Encoder, row: Conversation, *, ask: bool) -> Tokens:
+    """Tokens of a row that somebody wants answered.
+
+    Raises:
+        DataError: Naming the row that the model cannot be asked about.
+    """
+    try:
+        return encoder.tokens(row, ask=ask)
+    except DataError as error:
+        raise DataError(
+            error.code,
+            f"row {row.id!r} cannot be put to the model: {error}. `vlmtune check DATASET "
+            "--model MODEL` finds all such rows",
+        ) from error
 
 
 def pad_left(encoder: Encoder, rows: Sequence[Encoded]) -> dict[str, Tensor]:
