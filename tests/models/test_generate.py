@@ -177,13 +177,6 @@ def test_a_row_that_cannot_be_asked_is_named(tiny_base):
     answered: list[int] = []
     ask = {"max_new_tokens": 2, "batch_rows": 1, "progress": answered.append}
     with pytest.raises(DataError, match="row 'thread' cannot be put to the model") as raised:
-        generate(
-            opened.model,
-            opened.encoder,
-            rows,
-            max_new_tokens=2,
-            batch_rows=1,
-            progress=asked.append,
-        )
+        generate(opened.model, opened.encoder, rows, **ask)
     assert raised.value.code == "image_too_stretched"
     assert answered == []
