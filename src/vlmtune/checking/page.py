@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vlmtune.evaluation.markup import Html, group, tag
-from vlmtune.evaluation.report import POLICY
+from vlmtune.evaluation.markup import Html, tag
+from vlmtune.evaluation.page import Section, document
 from vlmtune.evaluation.report_style import STYLE
 
-Section = tuple[str, str, Html]  # anchor, title, content
 Tile = tuple[str, str]
 
 OWN_STYLE = """
@@ -69,33 +68,15 @@ def page(
         sections: Anchor, title and content; those without content are left out.
         style: Style of this kind of page.
     """
-    kept = [section for section in sections if section[2]]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{title} – {kind}"),
-        tag("style", Html(STYLE + OWN_STYLE + style)),
-    )
     figures = [tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles]
-    top = tag(
-        "div",
-        tag("p", kind, class_="brand"),
-        tag("h1", title, tag("small", subtitle) if subtitle else "", dir="auto"),
-        verdict,
-        tag("dl", *figures, class_="tiles") if figures else "",
-        tag("nav", *(tag("a", name, href=f"#{anchor}") for anchor, name, _ in kept)),
-        class_="top",
+    return document(
+        kind=kind,
+        title=title,
+        heading=tag("h1", title, tag("small", subtitle) if subtitle else "", dir="auto"),
+        top=[verdict, tag("dl", *figures, class_="tiles") if figures else ""],
+        sections=sections,
+        style=STYLE + OWN_STYLE + style,
     )
-    body = [
-        group(["\n", tag("section", tag("h2", name), content, id=anchor)])
-        for anchor, name, content in kept
-    ]
-    footer = tag("footer", "Written by vlmtune. This file loads nothing and runs nothing.")
-    whole = tag("html", head, "\n", tag("body", top, tag("main", *body, footer)), lang="en")
-    return f"<!doctype html>\n{whole}\n"
 
 
 def verdict_box(standing: str, word: str, sentence: str) -> Html:

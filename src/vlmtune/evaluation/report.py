@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.evaluation.intervals import Estimate
-from vlmtune.evaluation.markup import Html, group, tag, visible
+from vlmtune.evaluation.markup import Html, group, tag
 from vlmtune.evaluation.metrics import find
 from vlmtune.evaluation.model_card import write_model_card
+from vlmtune.evaluation.page import document
 from vlmtune.evaluation.plots import curve, points_of, whiskers
 from vlmtune.evaluation.report_content import (
     VERDICTS,
@@ -37,10 +38,6 @@ from vlmtune.files import write_text
 __all__ = ["ReportContent", "ReportRow", "report_html", "write_model_card", "write_report"]
 
 MOST_ROWS = 20  # worst, and as many best
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
-)
 
 
 def write_report(path: Path, content: ReportContent) -> None:
@@ -58,33 +55,14 @@ def report_html(content: ReportContent) -> str:
         ("recipe", "Recipe and versions", _recipe(content)),
         ("reproduce", "Reproduce", _reproduce(content)),
     ]
-    kept = [section for section in sections if section[2]]
-    links = [tag("a", title, href=f"#{name}") for name, title, _ in kept]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", visible(f"{content.title} – vlmtune report")),  # shows no elements
-        tag("style", Html(STYLE)),
+    return document(
+        kind="vlmtune report",
+        title=content.title,
+        heading=tag("h1", content.title, dir="auto"),
+        top=[_verdict(content), _tiles(content.totals)],
+        sections=sections,
+        style=STYLE,
     )
-    top = tag(
-        "div",
-        tag("p", "vlmtune report", class_="brand"),
-        tag("h1", content.title, dir="auto"),
-        _verdict(content),
-        _tiles(content.totals),
-        tag("nav", *links),
-        class_="top",
-    )
-    body = [
-        group(["\n", tag("section", tag("h2", title), inner, id=name)])
-        for name, title, inner in kept
-    ]
-    footer = tag("footer", "Written by vlmtune. This file loads nothing and runs nothing.")
-    page = tag("html", head, "\n", tag("body", top, tag("main", *body, footer)), lang="en")
-    return f"<!doctype html>\n{page}\n"
 
 
 def _verdict(content: ReportContent) -> Html:
