@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 16384}
+TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 4096}
 PROGRESS_EVERY = 50
 
 
