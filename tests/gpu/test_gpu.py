@@ -21,7 +21,9 @@ pytestmark = [
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_train_resume_merge(precision, make_recipe: MakeRecipe, tmp_path):
-    recipe = make_recipe(training__precision=precision, model__device="cuda")
+    recipe = make_recipe(
+        training__precision=precision, model__device="cuda", evaluation__after=True
+    )
     whole = train(recipe, run_dir=tmp_path / "whole")
     assert whole["after"]
     again = train(recipe, run_dir=tmp_path / "again")
