@@ -190,3 +190,16 @@ def test_swanlab_offline(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("SWANLAB_MODE", "offline")
     _train_for_real("swanlab", tmp_path, caplog)
     assert list((tmp_path / "tracking").rglob("*.png"))
+
+
+def test_a_missing_tracker_is_said_before_anything_long(make_recipe, tmp_path, monkeypatch):
+    import importlib.util
+
+    from vlmtune.errors import MissingExtraError
+    from vlmtune.verbs import train as verb
+
+    if importlib.util.find_spec("swanlab") is not None:
+        pytest.skip("swanlab is installed here")
+    monkeypatch.setattr(verb, "load_model", lambda *_, **__: pytest.fail("loaded weights first"))
+    with pytest.raises(MissingExtraError, match=r"pip install 'vlmtune\[swanlab\]'"):
+        verb.train(make_recipe(tracking__to=["swanlab"]), run_dir=tmp_path / "run")

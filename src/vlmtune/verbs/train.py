@@ -138,12 +138,13 @@ class _Run:
         checkpoint = newest_good(self.folder.checkpoints)
         plan, rows = self._plan(dataset, encoder, checkpoint)
         validation = dataset.split("validation")
-        device, dtype = self._device()
-        model = self._load(base, checkpoint, device, dtype)
-        if checkpoint is None and self.recipe.evaluation.before:
-            self._evaluate("before", model, encoder, validation)
+        # Before anything that takes long: a tracker that is not installed is said at once.
         trackers = self._trackers(encoder.contract, plan)
         try:
+            device, dtype = self._device()
+            model = self._load(base, checkpoint, device, dtype)
+            if checkpoint is None and self.recipe.evaluation.before:
+                self._evaluate("before", model, encoder, validation)
             tuned = self._tune(model, encoder, base, checkpoint)
             self._train(tuned, encoder, base, plan, rows, validation, checkpoint, trackers)
             if self.recipe.evaluation.after:
