@@ -149,7 +149,8 @@ footer { color: var(--muted); font-size: 13px; padding-bottom: 40px; }
   table.metrics td[data-label]::before { content: attr(data-label); color: var(--muted);
     flex: 0 0 84px; font-size: 13.5px; }
   td .range { display: inline; }
-  svg.whiskers { width: 100%; }
+  svg.whiskers { width: 260px; }
+  svg.whiskers text { font-size: 12px; }
 }
 @media print {
   :root { --page: #fff; --card: #fff; --ink: #000; --muted: #444; --rule: #bbb; --soft: #fff;
