@@ -50,7 +50,7 @@ class FamilyFacts:
         model_types: ``model_type`` values of ``config.json`` that belong to it.
         processor_class: Class that transformers' ``AutoProcessor`` expects in exported folders.
         vision_tower: Prefix of the vision tower's parameters (the projector may lie inside).
-        projector: Prefix of the parameters between vision tower and language model.
+        projector: Prefixes of the parameters between vision tower and language model.
         language_model: Prefixes of the language model's parameters, its head included.
         image_token: The placeholder that the chat template writes for one image.
         end_of_turn: The control token that ends an answer; it is trained.
@@ -63,7 +63,7 @@ class FamilyFacts:
     model_types: tuple[str, ...]
     processor_class: str
     vision_tower: str
-    projector: str
+    projector: tuple[str, ...]
     language_model: tuple[str, ...]
     image_token: str
     end_of_turn: str

@@ -17,7 +17,7 @@ def part_of(name: str, facts: FamilyFacts) -> Part:
     Raises:
         ModelError: If the family's facts do not cover it.
     """
-    if _under(name, (facts.projector,)):  # first: it may lie inside the tower
+    if _under(name, facts.projector):  # first: it may lie inside the tower
         return "projector"
     if _under(name, (facts.vision_tower,)):
         return "vision"
