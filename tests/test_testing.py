@@ -16,7 +16,7 @@ from tiny_rows import asked, encoder_of, picture
 from vlmtune.errors import UsageError
 from vlmtune.models.families import FAMILIES as KNOWN
 from vlmtune.models.load import load_model
-from vlmtune.testing import FAMILIES, TinySize, _main, tiny
+from vlmtune.testing import FAMILIES, TinySize, main, tiny
 
 FILES = {
     "chat_template.jinja",
@@ -119,10 +119,10 @@ def test_mistakes_are_said(tmp_path, folder):
 
 
 def test_the_command_writes_the_same(tmp_path, folder, capsys):
-    assert _main(["tiny", "qwen2_vl", str(tmp_path / "model"), "--seed", "0"]) == 0
+    assert main(["tiny", "qwen2_vl", str(tmp_path / "model"), "--seed", "0"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'model'}\n"
     assert contents(tmp_path / "model") == contents(folder)
-    assert _main(["tiny", "qwen2_vl", str(tmp_path / "model")]) == 2
+    assert main(["tiny", "qwen2_vl", str(tmp_path / "model")]) == 2
     assert "already holds a model" in capsys.readouterr().err
 
 

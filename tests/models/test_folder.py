@@ -209,7 +209,7 @@ def test_a_template_may_lie_in_three_places(folder, tmp_path):
 
 
 TALK = row(
-    turn("user", 0, "one", "two"),
+    turn("user", "one", 0, "two"),
     turn("assistant", "three"),
     images=(picture(),),
 )
@@ -271,8 +271,8 @@ def test_a_template_is_rendered_once_for_a_shape(encoder, monkeypatch):
     monkeypatch.setattr(
         type(encoder.family.parts.tokenizer), "apply_chat_template", lambda *_, **__: 1 / 0
     )
-    other = turn("user", 0, "four", "five")
-    assert isinstance(other.content[1], Text)
+    other = turn("user", "four", 0, "five")
+    assert isinstance(other.content[0], Text)
     again = fresh.tokens(row(other, TALK.messages[1], images=TALK.images))
     assert len(again) != 0
     assert first.visual == again.visual

@@ -97,13 +97,13 @@ def test_joins(family, encoder):
     assert torch.equal(joined["image_grid_thw"], rows[1].vision["image_grid_thw"])
     assert family.join_vision([rows[0].vision]) == {}
 
-    class Stacking(type(family)):
+    class Padding(type(family)):
         @property
         def facts(self):
-            return replace(type(family).facts, joins={"pixels": Join.STACK})
+            return replace(type(family).facts, joins={"pixels": Join.PAD})
 
-    stacked = Stacking(family.parts).join("pixels", [torch.ones(2, 3), torch.ones(1, 4)])
-    assert stacked.tolist() == [[[1, 1, 1, 0]] * 2, [[1, 1, 1, 1], [0] * 4]]
+    padded = Padding(family.parts).join("pixels", [torch.ones(2, 3), torch.ones(1, 4)])
+    assert padded.tolist() == [[1, 1, 1, 0]] * 2 + [[1, 1, 1, 1]]
 
 
 # Boxes
@@ -113,17 +113,17 @@ def test_joins(family, encoder):
 def test_what_was_parsed_renders_to_the_same_text(family, x1, y1, x2, y2, label, size):
     name = f"<|object_ref_start|>{label}<|object_ref_end|>" if label else ""
     text = f"{name}<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
-    (box,) = family.parse_boxes(text, [size])
+    (box,) = family.parse_boxes(text, [size], SMALL)
     assert box.label == label
-    assert raw(family.render_box(box, size)) == text
+    assert raw(family.render_box(box, size, SMALL)) == text
 
 
 @pytest.mark.parametrize("size", [Size(1, 1), Size(997, 1003), Size(5304, 3540), Size(28, 8000)])
 def test_every_integer_of_the_grid_survives(family, size):
     for value in range(GRID):
         text = f"<|box_start|>({value},{value}),({value},{value})<|box_end|>"
-        (box,) = family.parse_boxes(text, [size])
-        assert raw(family.render_box(box, size)) == text
+        (box,) = family.parse_boxes(text, [size], SMALL)
+        assert raw(family.render_box(box, size, SMALL)) == text
 
 
 @given(st.data(), sizes.filter(lambda size: max(size) <= 200 * min(size)))
@@ -138,7 +138,8 @@ def test_a_rendered_box_is_a_pixel_off_at_most(family, data, size):
         for _ in range(2)
     ]
     xyxy = (*corner[0], *corner[1])
-    (parsed,) = family.parse_boxes(raw(family.render_box(Box(0, "", xyxy), size)), [size])
+    text = raw(family.render_box(Box(0, "", xyxy), size, SMALL))
+    (parsed,) = family.parse_boxes(text, [size], SMALL)
     for axis in range(4):
         scale = resized[axis % 2] / size[axis % 2]
         assert abs(parsed.xyxy[axis] - xyxy[axis]) * scale <= 1.0 + 1e-9
@@ -146,9 +147,9 @@ def test_a_rendered_box_is_a_pixel_off_at_most(family, data, size):
 
 def test_boxes_lie_on_the_latest_picture(family):
     text = "<|box_start|>(0,0),(500,500)<|box_end|>"
-    (box,) = family.parse_boxes(text, [Size(10, 10), Size(100, 200)])
+    (box,) = family.parse_boxes(text, [Size(10, 10), Size(100, 200)], SMALL)
     assert box == Box(1, "", (0.0, 0.0, 50.0, 100.0))
-    assert family.parse_boxes(text, []) == []
+    assert family.parse_boxes(text, [], SMALL) == []
 
 
 def test_a_name_without_a_box_is_not_its_neighbours(family):
@@ -156,7 +157,9 @@ def test_a_name_without_a_box_is_not_its_neighbours(family):
         return f"<|object_ref_start|>{label}<|object_ref_end|>"
 
     box = "<|box_start|>(1,2),(3,4)<|box_end|>"
-    found = family.parse_boxes(f"{named('cat')} and {named('dog')}{box}{box}", [Size(1000, 1000)])
+    found = family.parse_boxes(
+        f"{named('cat')} and {named('dog')}{box}{box}", [Size(1000, 1000)], SMALL
+    )
     assert [(b.label, b.xyxy) for b in found] == [("dog", (1, 2, 3, 4)), ("", (1, 2, 3, 4))]
 
 
@@ -172,7 +175,7 @@ def test_a_name_without_a_box_is_not_its_neighbours(family):
     ],
 )
 def test_what_is_no_box_is_none(family, text):
-    assert family.parse_boxes(text, [Size(10, 10)]) == []
+    assert family.parse_boxes(text, [Size(10, 10)], SMALL) == []
 
 
 def test_a_box_is_trained_as_control_tokens_and_parsed_from_the_answer(folder):
@@ -186,7 +189,7 @@ def test_a_box_is_trained_as_control_tokens_and_parsed_from_the_answer(folder):
     assert ids.count(encoder.control_id("<|box_end|>")) == 1  # the label's own is text
     answer = tokenizer.decode(tokens.labels[tokens.labels != -100].tolist())
     assert answer.startswith("Here: <|object_ref_start|>狗 <|box_end|><|object_ref_end|>")
-    assert encoder.family.parse_boxes(answer, [Size(90, 50)]) == [box]
+    assert encoder.family.parse_boxes(answer, [Size(90, 50)], SMALL) == [box]
 
 
 # Exported settings

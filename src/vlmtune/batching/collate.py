@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlmtune.errors import ModelError
 from vlmtune.models.encode import IGNORED, Encoded
 from vlmtune.models.family import Family
 
@@ -59,7 +60,15 @@ def pack(family: Family, rows: Sequence[Encoded]) -> PackedBatch:
 
     Labels are shifted inside each row before the rows are joined: the last token of a row never
     predicts the first of its neighbour.
+
+    Raises:
+        ModelError: If there are several rows and the family is not known to keep them apart.
     """
+    if len(rows) > 1 and not family.facts.packs:
+        raise ModelError(
+            f"rows of the family {family.facts.name} cannot be packed: its attention is not known "
+            "to keep neighbours apart. Each row takes a forward of its own"
+        )
     predicts, targets = [], []
     for row in rows:
         following = np.append(row.tokens.labels[1:], IGNORED)

@@ -100,7 +100,7 @@ def see(row: Conversation, encoder: Encoder, place: str) -> SeenRow:
     trained = tokens.ids[tokens.labels != IGNORED].tolist()
     policy = encoder.contract.image
     images = []
-    pictures = encoder.family.pictures(encoded.vision)
+    pictures = encoder.family.pictures(encoded.vision, tokens.image_sizes, policy)
     for index, (size, picture) in enumerate(zip(tokens.image_sizes, pictures, strict=True)):
         resized = encoder.family.resized(size, policy)
         count = encoder.family.visual_tokens(size, policy)

@@ -95,6 +95,10 @@ class ImagePolicy(Config):
         max_pixels: Upper bound of width x height after the family's resize; None: the model's own.
         min_pixels: Lower bound of the same.
         size: Fixed (height, width) instead of bounds.
+        longest_edge: Longer side in pixels, for families that resize by it.
+        split: Whether an image is also shown in tiles, for families that can; None: as the model is
+            configured.
+        max_tiles: Most tiles of an image, for families that cut by their number.
         background: What transparency is composed on, ``#rrggbb``.
         max_source_pixels: Larger source images are refused from their header, before decoding.
         max_aspect_ratio: Longer side / shorter side of the source may not exceed this.
@@ -103,6 +107,9 @@ class ImagePolicy(Config):
     max_pixels: int | None = Field(default=None, gt=0)
     min_pixels: int | None = Field(default=None, gt=0)
     size: tuple[int, int] | None = None
+    longest_edge: int | None = Field(default=None, gt=0)
+    split: bool | None = None
+    max_tiles: int | None = Field(default=None, gt=0)
     background: str = "#ffffff"
     max_source_pixels: int = Field(default=100_000_000, gt=0, le=PILLOW_CAP)
     max_aspect_ratio: float = Field(default=200.0, ge=1.0)

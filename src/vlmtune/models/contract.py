@@ -21,6 +21,7 @@ from vlmtune.errors import ContractMismatchError, ModelError
 from vlmtune.hub import Hub
 from vlmtune.models.family import Family
 from vlmtune.models.folder import template_hash
+from vlmtune.models.quantize import Quantization
 
 FILE = "contract.json"
 FORMAT = 1
@@ -60,6 +61,7 @@ class Contract(Config):
         prompt: Text after the images of a user turn that has no text of its own.
         processor: What turns a picture into numbers.
         trained: Parts of the model whose weights differ from the base's; empty before training.
+        quantization: How the base underneath is held in few bits, or None for its own weights.
     """
 
     format: int = FORMAT
@@ -73,6 +75,7 @@ class Contract(Config):
     prompt: str | None = None
     processor: ProcessorIdentity
     trained: tuple[str, ...] = ()
+    quantization: Quantization | None = None
 
     def write(self, folder: Path) -> None:
         """Write ``contract.json`` into a folder."""
@@ -152,7 +155,7 @@ def make_contract(
         processor=ProcessorIdentity.model_validate(
             {
                 "backend": family.parts.backend,
-                "settings": _settings(family),
+                "settings": _settings(family, image),
                 "transformers": transformers.__version__,
                 "pillow": PIL.__version__,
             }
@@ -160,10 +163,11 @@ def make_contract(
     )
 
 
-def _settings(family: Family) -> dict[str, Any]:
-    """The image processor's settings but for the size limits, which the image policy holds."""
-    settings: dict[str, Any] = json.loads(json.dumps(dict(family.parts.vision), default=str))
-    return {key: value for key, value in settings.items() if key not in SIZE_LIMITS}
+def _settings(family: Family, image: ImagePolicy) -> dict[str, Any]:
+    """The image processor's settings under a policy, but for what the policy itself holds."""
+    config = json.loads(json.dumps(family.image_processor_config(image), default=str))
+    held = SIZE_LIMITS if "max_pixels" in family.facts.image_options else ()
+    return {key: value for key, value in config.items() if key not in held}
 
 
 def verify_contract(contract: Contract, family: Family, weights_sha256: str) -> None:

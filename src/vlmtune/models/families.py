@@ -7,9 +7,10 @@ from pathlib import Path
 from vlmtune.errors import ModelError
 from vlmtune.models.family import Family
 from vlmtune.models.folder import load_config, read_json
+from vlmtune.models.idefics2 import Idefics2
 from vlmtune.models.qwen2_vl import Qwen2VL
 
-FAMILIES: tuple[type[Family], ...] = (Qwen2VL,)
+FAMILIES: tuple[type[Family], ...] = (Qwen2VL, Idefics2)
 
 
 def family_class(model_type: str) -> type[Family]:

@@ -10,15 +10,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vlmtune.data.boxes import from_grid, to_grid
 from vlmtune.data.conversation import Box
 from vlmtune.data.media import ImagePolicy, Size
-from vlmtune.errors import ModelError
+from vlmtune.errors import ModelError, UsageError
+from vlmtune.models import box_syntax
+from vlmtune.models.folder import (
+    image_processor_type,
+    load_image_processor,
+    load_template,
+    load_tokenizer,
+    processor_settings,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -26,19 +36,24 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
 
+SIZE_OPTIONS = frozenset({"max_pixels", "min_pixels", "size", "longest_edge", "split", "max_tiles"})
+BOX_GRID = 1000  # of families without a syntax of their own: integers 0 … 999 of width and height
+
+
 class Join(Enum):
     """How a vision tensor of several rows becomes one tensor of a batch."""
 
     CONCATENATE = "concatenate"  # along the first dimension, e.g. patches of all images
-    STACK = "stack"  # along a new first dimension, padded to the largest
+    PAD = "pad"  # the same, the other dimensions padded with zeros to the largest
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a rendered turn: plain text, or a control token the family itself writes."""
+    """What a family itself writes: plain text, or a control token, ``count`` times."""
 
     text: str
     control: bool = False
+    count: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +64,52 @@ class FamilyFacts:
         name: The family's name in contracts.
         model_types: ``model_type`` values of ``config.json`` that belong to it.
         processor_class: Class that transformers' ``AutoProcessor`` expects in exported folders.
+        image_processor: Class of the image processor on torchvision, where the folder names none;
+            with ``Pil`` behind it, the one on Pillow.
         vision_tower: Prefix of the vision tower's parameters (the projector may lie inside).
         projector: Prefixes of the parameters between vision tower and language model.
         language_model: Prefixes of the language model's parameters, its head included.
-        image_token: The placeholder that the chat template writes for one image.
-        end_of_turn: The control token that ends an answer; it is trained.
+        image_token: The token that stands for one visual token.
+        image_place: What the chat template writes for a whole image, where that is another token.
+        end_of_turn: The control token with which the template ends an answer; it is trained. None
+            takes what the template writes, or the tokenizer's end of text where it writes nothing.
+        collapses: A control token of which the processor makes one where two meet, or None.
         lora_targets: Names of the linear layers of the language model that LoRA adapts by default.
-        joins: How each vision tensor joins in a batch.
+        image_options: Options of the recipe's ``image`` section that decide this family's sizes.
+        joins: How each vision tensor joins in a batch; the rest of a processor's output is dropped.
         packs: Whether several rows in one sequence are known to be independent.
     """
 
     name: str
     model_types: tuple[str, ...]
     processor_class: str
+    image_processor: str
     vision_tower: str
     projector: tuple[str, ...]
     language_model: tuple[str, ...]
     image_token: str
-    end_of_turn: str
+    image_place: str | None = None
+    end_of_turn: str | None = None
+    collapses: str | None = None
     lora_targets: tuple[str, ...]
+    image_options: frozenset[str] = frozenset()
     joins: Mapping[str, Join] = field(default_factory=dict)
     packs: bool = False
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a family reads from a model folder besides the weights."""
+    """What a family reads from a model folder besides the weights.
+
+    Attributes:
+        config: The model's configuration.
+        tokenizer: The fast tokenizer.
+        image_processor: The stock image processor.
+        template: The chat template, as Jinja text.
+        backend: What resizes images, ``pil`` or ``torchvision``.
+        vision: The image processor's settings.
+        processor: What ``processor_config.json`` says besides, e.g. the tokens of an image.
+    """
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -82,6 +117,7 @@ class Parts:
     template: str
     backend: str
     vision: Mapping[str, Any]
+    processor: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +151,31 @@ class Tokens:
 
 
 class Family(ABC):
-    """A family bound to the parts of one model."""
+    """A family bound to the parts of one model.
 
-    facts: ClassVar[FamilyFacts]
+    What is implemented here suits a family whose images are a run of equal tokens, whose positions
+    count 0, 1, 2 …, and whose forward takes the vision tensors as the image processor makes them.
+    """
+
+    facts: FamilyFacts
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+
+    @classmethod
+    def load_parts(cls, folder: str, config: PreTrainedConfig, backend: str) -> Parts:
+        """Read tokenizer, template and image processor from a model folder."""
+        processor = load_image_processor(folder, cls.facts.image_processor, backend)
+        tokenizer = load_tokenizer(folder)
+        return Parts(
+            config=config,
+            tokenizer=tokenizer,
+            image_processor=processor,
+            template=load_template(folder, tokenizer),
+            backend=backend,
+            vision=processor.to_dict(),
+            processor=processor_settings(Path(folder)),
+        )
 
     @property
     def image_token_id(self) -> int:
@@ -142,14 +197,20 @@ class Family(ABC):
             )
         return identifier
 
-    @staticmethod
-    @abstractmethod
-    def load_parts(folder: str, config: PreTrainedConfig, backend: str) -> Parts:
-        """Read tokenizer, template and image processor from a model folder."""
-
-    @abstractmethod
     def settle(self, policy: ImagePolicy) -> ImagePolicy:
-        """The policy with everything that was left to the model filled in."""
+        """The policy with everything that was left to the model filled in.
+
+        Raises:
+            UsageError: If the policy asks for what this family cannot do.
+        """
+        for option in SIZE_OPTIONS - self.facts.image_options:
+            if policy.model_dump()[option] is not None:
+                known = ", ".join(f"image.{name}" for name in sorted(self.facts.image_options))
+                raise UsageError(
+                    f"image.{option}: the family {self.facts.name} has no such choice"
+                    + (f"; it has {known}" if known else ": it sees every image at its own size")
+                )
+        return policy
 
     @abstractmethod
     def resized(self, size: Size, policy: ImagePolicy) -> Size:
@@ -159,40 +220,97 @@ class Family(ABC):
     def visual_tokens(self, size: Size, policy: ImagePolicy) -> int:
         """Image tokens that an upright image of ``size`` pixels becomes. Needs no pixels."""
 
-    @abstractmethod
+    def image_span(self, size: Size, policy: ImagePolicy) -> tuple[Piece, ...]:
+        """What stands in a row for an upright image of ``size`` pixels."""
+        count = self.visual_tokens(size, policy)
+        return (Piece(self.facts.image_token, control=True, count=count),)
+
+    def text_after(self, control: str, text: str) -> str:  # noqa: ARG002
+        """The text as the model's own processor writes it straight after a control token."""
+        return text
+
     def image_inputs(self, images: Sequence[Picture], policy: ImagePolicy) -> dict[str, Tensor]:
         """The vision tensors of upright RGB images, keyed as the model's forward names them."""
+        if not images:
+            return {}
+        # One image at a time: what an image becomes must not depend on its neighbours.
+        return self.join_vision([self._processed(image, policy) for image in images])
 
-    @abstractmethod
-    def pictures(self, vision: Mapping[str, Tensor]) -> list[np.ndarray]:
-        """The pictures that vision tensors hold, one an image, shape ``(height, width, 3)``, uint8.
+    def _processed(self, image: Picture, policy: ImagePolicy) -> dict[str, Tensor]:
+        arguments = self.processor_arguments(self.settle(policy))
+        output = self.parts.image_processor(images=[image], return_tensors="pt", **arguments)
+        return {name: output[name] for name in self.facts.joins}
 
-        The inverse of ``image_inputs`` after its resize: what the model really sees.
-        """
+    def processor_arguments(self, settled: ImagePolicy) -> dict[str, Any]:  # noqa: ARG002
+        """What a settled policy changes of the image processor's settings."""
+        return {}
 
-    @abstractmethod
-    def positions(self, tokens: Tokens, policy: ImagePolicy) -> Tensor:
-        """Positions of one row alone, shape ``(rows, tokens)``, row 0 counting tokens from 0."""
-
-    @abstractmethod
-    def forward_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """A packed batch as keyword arguments of the model's forward."""
-
-    @abstractmethod
-    def generate_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """A left-padded batch as keyword arguments of the model's ``generate``."""
-
-    @abstractmethod
-    def render_box(self, box: Box, size: Size) -> list[Piece]:
-        """A box in the family's own syntax; ``size`` is that of the box's upright image."""
-
-    @abstractmethod
-    def parse_boxes(self, text: str, sizes: Sequence[Size]) -> list[Box]:
-        """Boxes in a model's raw answer, control tokens kept, in pixels of the upright image."""
-
-    @abstractmethod
     def image_processor_config(self, policy: ImagePolicy) -> dict[str, Any]:
         """The image processor's configuration with the policy's limits, for exported folders."""
+        return {
+            **self.parts.vision,
+            **self.processor_arguments(self.settle(policy)),
+            "image_processor_type": image_processor_type(self.parts.image_processor),
+        }
+
+    def pictures(
+        self,
+        vision: Mapping[str, Tensor],
+        sizes: Sequence[Size],  # noqa: ARG002
+        policy: ImagePolicy,  # noqa: ARG002
+    ) -> list[np.ndarray]:
+        """The pictures that a row's vision tensors hold, the inverse of ``image_inputs``.
+
+        Args:
+            vision: The row's vision tensors.
+            sizes: Upright sizes of its images.
+            policy: The image policy they were made under.
+
+        Returns:
+            What the model really sees, one an image, ``(height, width, 3)``, uint8; of an image in
+            tiles, the whole.
+        """
+        return [self.denormalised(values) for values in vision["pixel_values"]] if vision else []
+
+    def positions(self, tokens: Tokens, policy: ImagePolicy) -> Tensor:  # noqa: ARG002
+        """Positions of one row alone, shape ``(rows, tokens)``, row 0 counting tokens from 0."""
+        return torch.arange(len(tokens)).unsqueeze(0)
+
+    def forward_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A packed batch as keyword arguments of the model's forward.
+
+        No attention mask and no cache: only then do the positions keep packed rows apart.
+        """
+        return {
+            "input_ids": batch["input_ids"],
+            "position_ids": batch["positions"],  # (1, tokens)
+            "use_cache": False,
+            **self.vision_arguments(batch),
+        }
+
+    def generate_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A left-padded batch as keyword arguments of the model's ``generate``."""
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            **self.vision_arguments(batch),
+        }
+
+    def vision_arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The batch's vision tensors as the model's forward takes them; none without images."""
+        return {name: batch[name] for name in self.facts.joins if name in batch}
+
+    def render_box(self, box: Box, size: Size, policy: ImagePolicy) -> list[Piece]:  # noqa: ARG002
+        """A box in the family's own syntax; ``size`` is that of the box's upright image."""
+        return [Piece(box_syntax.render_json(box.label, to_grid(box.xyxy, size, BOX_GRID)))]
+
+    def parse_boxes(self, text: str, sizes: Sequence[Size], policy: ImagePolicy) -> list[Box]:  # noqa: ARG002
+        """Boxes in a model's raw answer, control tokens kept, in pixels of the upright image."""
+        return [
+            box_syntax.on_last_image(label, from_grid(corners, sizes[-1], BOX_GRID), sizes)
+            for label, corners in box_syntax.parse_json(text)
+            if sizes
+        ]
 
     def denormalised(self, values: Tensor) -> np.ndarray:
         """Normalised channels ``(3, height, width)`` as a picture ``(height, width, 3)``, uint8."""
@@ -208,11 +326,15 @@ class Family(ABC):
         """Join one vision tensor of several rows as the facts say."""
         if self.facts.joins[name] is Join.CONCATENATE:
             return torch.cat(list(tensors))
-        shape = [max(tensor.shape[axis] for tensor in tensors) for axis in range(tensors[0].dim())]
-        joined = tensors[0].new_zeros((len(tensors), *shape))
-        for row, tensor in enumerate(tensors):
-            corner = tuple(slice(0, length) for length in tensor.shape)
-            joined[row][corner] = tensor
+        inner = [
+            max(sides) for sides in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)
+        ]
+        joined = tensors[0].new_zeros((sum(len(tensor) for tensor in tensors), *inner))
+        start = 0
+        for tensor in tensors:
+            corner = tuple(slice(0, length) for length in tensor.shape[1:])
+            joined[(slice(start, start + len(tensor)), *corner)] = tensor
+            start += len(tensor)
         return joined
 
     def join_vision(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -98,39 +98,73 @@ def load_template(folder: str, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def load_image_processor(
-    folder: str, *, pil: str, torchvision: str, backend: str
-) -> BaseImageProcessor:
+def load_image_processor(folder: str, default: str, backend: str) -> BaseImageProcessor:
     """The stock image processor of a backend, with the folder's settings.
 
     Args:
         folder: Model folder.
-        pil: Name of the class that works on Pillow and NumPy.
-        torchvision: Name of the class that works on torchvision.
+        default: Name of the class where the folder names none.
         backend: ``"pil"`` or ``"torchvision"``.
-    """
-    import transformers
 
-    settings = image_processor_settings(Path(folder))
-    if backend == "torchvision":
-        _require_torchvision()
-        name = torchvision
-    else:
-        name = pil
+    Raises:
+        ModelError: If transformers has no such class for this backend.
+    """
+    name = _stock_name(folder, default)
     # The class is named, not looked up by AutoImageProcessor, which would choose the backend by
     # what happens to be installed: train and serve would differ from machine to machine.
-    processor_class = vars(transformers).get(name) or transformers.__getattr__(name)
-    return processor_class(**settings)
+    if backend == "torchvision":
+        _require_torchvision()
+        processor_class = _stock_class(name)
+    else:
+        processor_class = _stock_class(f"{name}Pil")
+    if processor_class is None:
+        raise ModelError(
+            f"{folder} names the image processor {name!r}, which the installed transformers does "
+            f"not have for model.backend={backend}"
+        )
+    return processor_class(**image_processor_settings(Path(folder)))
 
 
-def image_processor_settings(folder: Path) -> dict[str, Any]:
-    """Settings from ``preprocessor_config.json``, or from ``processor_config.json`` (newer)."""
+def image_processor_type(processor: BaseImageProcessor) -> str:
+    """The name of an image processor's class in model folders, whatever its backend."""
+    return type(processor).__name__.removesuffix("Pil")
+
+
+def _stock_name(folder: str, default: str) -> str:
+    """What the folder calls its image processor; "Fast" was once the name of a backend."""
+    named = _image_settings(Path(folder)).get("image_processor_type")
+    name = str(named or default).removesuffix("Fast").removesuffix("Pil")
+    return name if name.endswith("ImageProcessor") else default
+
+
+def _stock_class(name: str) -> Any:
+    import transformers
+
+    try:
+        return vars(transformers).get(name) or transformers.__getattr__(name)
+    except AttributeError:
+        return None
+
+
+def processor_settings(folder: Path) -> dict[str, Any]:
+    """What ``processor_config.json`` says of the processor itself, e.g. the tokens of an image."""
+    path = folder / "processor_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    nested = ("image_processor", "video_processor", "feature_extractor", "tokenizer")
+    return {key: value for key, value in settings.items() if key not in nested}
+
+
+def _image_settings(folder: Path) -> dict[str, Any]:
     old, new = folder / "preprocessor_config.json", folder / "processor_config.json"
     settings: dict[str, Any] = {}
     if new.is_file():
         settings = dict(read_json(new).get("image_processor", {}))
-    if not settings:
-        settings = read_json(old)
+    return settings or read_json(old)
+
+
+def image_processor_settings(folder: Path) -> dict[str, Any]:
+    """Settings from ``preprocessor_config.json``, or from ``processor_config.json`` (newer)."""
+    settings = _image_settings(folder)
     for key in ("image_processor_type", "processor_class", "feature_extractor_type", "backend"):
         settings.pop(key, None)
     # Old files hold min_pixels and max_pixels beside a "size" that repeats them in old names.

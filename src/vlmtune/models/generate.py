@@ -130,9 +130,12 @@ def _answer(encoder: Encoder, row: Encoded, ids: list[int]) -> Generation:
     finished = length < len(ids)
     tokenizer = encoder.family.parts.tokenizer
     raw = str(tokenizer.decode(ids[:length], skip_special_tokens=False))
+    text = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
     return Generation(
-        text=str(tokenizer.decode(ids[:length], skip_special_tokens=True)),
-        boxes=tuple(encoder.family.parse_boxes(raw, row.tokens.image_sizes)),
+        text=text.removeprefix(encoder.lead),
+        boxes=tuple(
+            encoder.family.parse_boxes(raw, row.tokens.image_sizes, encoder.contract.image)
+        ),
         prompt_tokens=len(row.tokens),
         completion_tokens=length + finished,
         finished=finished,
@@ -164,8 +167,9 @@ def _greedy(model: PreTrainedModel, encoder: Encoder) -> Iterator[None]:
 
 
 def _end_ids(encoder: Encoder) -> set[int]:
-    """The family's end of turn and the tokenizer's padding, which base models stop with."""
-    return {encoder.end_id, _pad_id(encoder)}
+    """The end of a turn, and the tokenizer's end and padding, which base models stop with."""
+    eos = encoder.family.parts.tokenizer.eos_token_id
+    return {encoder.end_id, _pad_id(encoder)} | ({eos} if isinstance(eos, int) else set())
 
 
 def _pad_id(encoder: Encoder) -> int:

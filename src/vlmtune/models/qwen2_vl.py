@@ -14,23 +14,23 @@ from vlmtune.data.boxes import from_grid, to_grid
 from vlmtune.data.conversation import Box
 from vlmtune.data.media import ImagePolicy, Size
 from vlmtune.errors import ImageError
-from vlmtune.models.family import Family, FamilyFacts, Join, Parts, Piece, Tokens
-from vlmtune.models.folder import load_image_processor, load_template, load_tokenizer
+from vlmtune.models.family import Family, FamilyFacts, Join, Piece, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-    from transformers import PreTrainedConfig
 
 FACTS = FamilyFacts(
     name="qwen2_vl",
     model_types=("qwen2_vl",),
     processor_class="Qwen2VLProcessor",
+    image_processor="Qwen2VLImageProcessor",
     vision_tower="model.visual",
     projector=("model.visual.merger",),
     language_model=("model.language_model", "lm_head"),
     image_token="<|image_pad|>",
     end_of_turn="<|im_end|>",
     lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    image_options=frozenset({"max_pixels", "min_pixels", "size"}),
     joins={"pixel_values": Join.CONCATENATE, "image_grid_thw": Join.CONCATENATE},
     packs=True,
 )
@@ -49,27 +49,9 @@ class Qwen2VL(Family):
 
     facts = FACTS
 
-    @staticmethod
-    def load_parts(folder: str, config: PreTrainedConfig, backend: str) -> Parts:
-        """Read the parts; the video processor, which would need torchvision, is never asked for."""
-        processor = load_image_processor(
-            folder,
-            pil="Qwen2VLImageProcessorPil",
-            torchvision="Qwen2VLImageProcessor",
-            backend=backend,
-        )
-        tokenizer = load_tokenizer(folder)
-        return Parts(
-            config=config,
-            tokenizer=tokenizer,
-            image_processor=processor,
-            template=load_template(folder, tokenizer),
-            backend=backend,
-            vision=processor.to_dict(),
-        )
-
     def settle(self, policy: ImagePolicy) -> ImagePolicy:
         """Limits left open become the model's own; a fixed size is rounded to whole tokens."""
+        policy = super().settle(policy)
         if policy.size is not None:
             height, width = (
                 max(1, round(side / self._token)) * self._token for side in policy.size
@@ -126,7 +108,12 @@ class Qwen2VL(Family):
         output = self.parts.image_processor(images=list(images), return_tensors="pt", **arguments)
         return {name: output[name] for name in ("pixel_values", "image_grid_thw")}
 
-    def pictures(self, vision: Mapping[str, Tensor]) -> list[np.ndarray]:
+    def pictures(
+        self,
+        vision: Mapping[str, Tensor],
+        sizes: Sequence[Size],  # noqa: ARG002
+        policy: ImagePolicy,  # noqa: ARG002
+    ) -> list[np.ndarray]:
         """Patches back in their places; of the two equal frames of an image, the first."""
         if not vision:
             return []
@@ -170,31 +157,20 @@ class Qwen2VL(Family):
         return torch.from_numpy(positions)
 
     def forward_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """No attention mask and no cache: only then do the positions keep packed rows apart."""
-        inputs: dict[str, Any] = {
-            "input_ids": batch["input_ids"],
+        """As the plain one, with a fourth row of positions."""
+        return {
+            **super().forward_inputs(batch),
             "position_ids": batch["positions"].unsqueeze(1),  # (4, 1, tokens)
-            "use_cache": False,
         }
-        if "pixel_values" in batch:
-            inputs["pixel_values"] = batch["pixel_values"]
-            inputs["image_grid_thw"] = batch["image_grid_thw"]
+
+    def vision_arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The model makes the positions of images from the token types."""
+        inputs = super().vision_arguments(batch)
+        if inputs:
             inputs["mm_token_type_ids"] = batch["image_mask"].to(torch.int32)
         return inputs
 
-    def generate_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Left-padded rows; the model makes the positions from the token types."""
-        inputs: dict[str, Any] = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-        }
-        if "pixel_values" in batch:
-            inputs["pixel_values"] = batch["pixel_values"]
-            inputs["image_grid_thw"] = batch["image_grid_thw"]
-            inputs["mm_token_type_ids"] = batch["image_mask"].to(torch.int32)
-        return inputs
-
-    def render_box(self, box: Box, size: Size) -> list[Piece]:
+    def render_box(self, box: Box, size: Size, policy: ImagePolicy) -> list[Piece]:  # noqa: ARG002
         """``<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>``."""
         x1, y1, x2, y2 = to_grid(box.xyxy, size, GRID)
         label = []
@@ -211,7 +187,7 @@ class Qwen2VL(Family):
             Piece("<|box_end|>", control=True),
         ]
 
-    def parse_boxes(self, text: str, sizes: Sequence[Size]) -> list[Box]:
+    def parse_boxes(self, text: str, sizes: Sequence[Size], policy: ImagePolicy) -> list[Box]:  # noqa: ARG002
         """All boxes of an answer; they lie on the latest picture."""
         if not sizes:
             return []

@@ -64,9 +64,8 @@ def save_model(
     class_name = family.facts.processor_class
     # Engines read one or the other of these two; both hold the trained limits.
     _write(out / "preprocessor_config.json", {**settings, "processor_class": class_name})
-    _write(
-        out / "processor_config.json", {"processor_class": class_name, "image_processor": settings}
-    )
+    own = {**family.parts.processor, "processor_class": class_name}
+    _write(out / "processor_config.json", {**own, "image_processor": settings})
     contract.write(out)
 
 

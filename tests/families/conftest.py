@@ -1,0 +1,50 @@
+"""Every test of this folder runs for every family that can be made tiny."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny_rows import encoder_of, lively
+from vlmtune.data.media import ImagePolicy
+from vlmtune.models.encode import Encoder
+from vlmtune.testing import FAMILIES, tiny
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def name(request: pytest.FixtureRequest) -> str:
+    """Name of the family."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folder of a family's tiny model, made when it is first asked for."""
+    place = tmp_path_factory.mktemp("families")
+
+    @cache
+    def folder(name: str) -> Path:
+        return tiny(name, place / name, seed=3)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(folders: Any, name: str) -> Path:
+    """A tiny random model. Read only."""
+    return Path(folders(name))
+
+
+@pytest.fixture(scope="session")
+def encoder(folder: Path) -> Encoder:
+    """The encoder under the model's own image policy."""
+    return encoder_of(folder, ImagePolicy())
+
+
+@pytest.fixture(scope="session")
+def model(folder: Path) -> Any:
+    """The tiny model in fp32, its answers dependent on what it sees. Read only."""
+    return lively(folder)
