@@ -44,6 +44,12 @@ class FakeHub:
             def do_HEAD(self) -> None:
                 hub.answer(self, body=False)
 
+            def do_POST(self) -> None:
+                hub.take(self)
+
+            def do_PUT(self) -> None:
+                hub.take(self)
+
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -77,6 +83,10 @@ class FakeHub:
         request.end_headers()
         if body:
             request.wfile.write(content)
+
+    def take(self, request: BaseHTTPRequestHandler) -> None:
+        """What somebody sends; see ``pushhub`` for a hub that takes it."""
+        request.send_error(405)
 
     def _find(self, path: str) -> tuple[Repository, str] | None:
         for name, repository in self.repositories.items():

@@ -42,6 +42,7 @@ def model_card(content: ReportContent) -> str:
         f"# {plain(content.title)}",
         plain(headline(content)),
         _results(content),
+        _table("Merge", content.merged),
         _use(content),
         _table("Training", {k: total_words(k, v) for k, v in content.totals.items()}),
         _table("Data", content.data),
@@ -60,8 +61,8 @@ def plain(text: str) -> str:
 
 
 def _front_matter(content: ReportContent) -> dict[str, Any]:
-    full = content.method == "full"
-    matter: dict[str, Any] = {}
+    full = content.method == "full" or bool(content.merged)
+    matter: dict[str, Any] = dict(content.license)
     # The hub refuses a card whose base_model is no hub id, and a path says more than it should.
     if _HUB_ID.fullmatch(content.base_model):
         matter["base_model"] = content.base_model
@@ -91,6 +92,8 @@ def _results(content: ReportContent) -> str:
         )
         lines.append(f"| {' | '.join(plain(cell) for cell in cells)} |")
     lines += ["", "Brackets are 95 % intervals; differences are paired over the same rows."]
+    if content.merged:
+        lines += ["", "Measured on what was trained, before it was merged into these weights."]
     return "\n".join(lines)
 
 
@@ -100,7 +103,7 @@ def _use(content: ReportContent) -> str:
     shared = questions.pop() if len(questions) == 1 and len(content.rows) > 1 else ""
     prompt = shlex.quote(visible(" ".join(shared.split())) or "your question")
     commands = [f"vlmtune predict . --image picture.png --prompt {prompt}"]
-    if content.method != "full":
+    if content.method != "full" and not content.merged:
         commands.append("vlmtune merge . --out merged    # plain weights, proven equal")
     commands.append("vlmtune serve .                 # OpenAI-compatible API")
     return _fenced("How to use", "\n".join(commands), "sh")

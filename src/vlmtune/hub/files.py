@@ -60,7 +60,7 @@ def verified(
     """The file's sha256, after as many fetches as it takes to get what the hub announces."""
     path, expected = snapshot.folder / name, snapshot.files[name]
     for attempt in range(_ATTEMPTS):
-        digest, blob_id = _hashes(path)
+        digest, blob_id = hashes(path)
         if expected in (None, digest, blob_id):
             return digest
         if refetch is not None and attempt < _ATTEMPTS - 1:
@@ -74,7 +74,7 @@ def verified(
     )
 
 
-def _hashes(path: Path) -> tuple[str, str]:
+def hashes(path: Path) -> tuple[str, str]:
     """The sha256 of a file, and the id that git gives it: small files are known by the latter."""
     sha256 = hashlib.sha256()
     blob = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ def modelscope_snapshot(
     name: str, kind: Kind, revision: str | None, out: Path | None
 ) -> tuple[Snapshot, Callable[[str], None] | None]:
     """A repository's snapshot, and how to fetch one of its files again (None: offline)."""
-    if importlib.util.find_spec("modelscope_hub") is None:
-        raise MissingExtraError("modelscope", "modelscope", "Fetching from ModelScope")
+    require_library("Fetching from ModelScope")
     import modelscope_hub
 
     branch = revision or "master"
@@ -34,11 +33,7 @@ def modelscope_snapshot(
         api = modelscope_hub.HubApi(config=config, endpoint=endpoint)
         entries = api.legacy.list_repo_files(name, kind, branch)
         known = {e["Path"]: e.get("Sha256") or None for e in entries if e.get("Type") != "tree"}
-        # The hub names no head; the last commit that touched a file is the state of all files.
-        newest: dict[str, Any] = max(
-            entries, key=lambda entry: entry.get("CommittedDate") or 0, default={}
-        )
-        commit = str(newest.get("Revision") or branch)
+        commit = newest_commit(entries, branch)
         names = wanted_files(known, name) if kind == "model" else data_files(known)
         folder = Path(
             api.download_repo(name, kind, revision=branch, local_dir=out, allow_patterns=names)
@@ -67,6 +62,18 @@ def modelscope_snapshot(
     return Snapshot(folder, commit, files), lambda path: _modelscope_again(
         api, name, kind, branch, folder / path, path
     )
+
+
+def require_library(needed_for: str) -> None:
+    """Raise unless ModelScope's library is installed."""
+    if importlib.util.find_spec("modelscope_hub") is None:
+        raise MissingExtraError("modelscope", "modelscope", needed_for)
+
+
+def newest_commit(entries: Iterable[Mapping[str, Any]], branch: str) -> str:
+    """The last commit that touched a file: the state of all files. The hub itself names no head."""
+    newest = max(entries, key=lambda entry: entry.get("CommittedDate") or 0, default={})
+    return str(newest.get("Revision") or branch)
 
 
 def _modelscope_again(
