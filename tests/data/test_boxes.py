@@ -30,6 +30,17 @@ def test_every_integer_of_a_grid_comes_back(side, grid):
         assert to_grid(from_grid(values, size, grid), size, grid) == values
 
 
+@given(st.data(), sizes, st.one_of(grids, sizes))
+def test_a_closed_grid_holds_its_far_edge(data, size, grid):
+    """Of steps an axis too; the box that is the whole image comes back whole."""
+    columns, rows = grid if isinstance(grid, Size) else (grid, grid)
+    values = tuple(data.draw(st.integers(0, (columns, rows)[axis % 2])) for axis in range(4))
+    assert to_grid(from_grid(values, size, grid), size, grid, closed=True) == values
+    whole = (0.0, 0.0, float(size.width), float(size.height))
+    assert to_grid(whole, size, grid, closed=True) == (0, 0, columns, rows)
+    assert to_grid(whole, size, grid) == (0, 0, columns - 1, rows - 1)
+
+
 @given(st.data(), sizes, grids)
 def test_pixels_come_back_within_a_step(data, size, grid):
     """Half a step by rounding; a whole one at the far edge, which the grid does not hold."""
