@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tiny_world import copied
-from vlmtune.errors import ModelError, RecipeError
+from vlmtune.errors import ModelError
 from vlmtune.models.families import load_family
 from vlmtune.models.load import load_model
-from vlmtune.tuning.apply import adapter_keys, apply_tuning, load_adapter, target_pattern
+from vlmtune.tuning.apply import adapter_keys, apply_tuning, load_adapter
 from vlmtune.tuning.config import PARTS, TuningConfig
 from vlmtune.tuning.parts import count_parts, part_of
 from vlmtune.verbs.train import train
@@ -33,36 +32,6 @@ def model(tiny_base):
 @pytest.fixture(scope="module")
 def facts(tiny_base):
     return load_family(str(tiny_base)).facts
-
-
-MODULES = (
-    "model.language_model.layers.0.self_attn.q_proj",
-    "model.language_model.layers.11.mlp.down_proj",
-    "lm_head",
-    "model.visual.blocks.0.attn.q_proj",  # the same names in the tower, as many families have them
-    "model.visual.blocks.0.mlp.down_proj",
-    "model.visual.merger.mlp.0",
-    "model.language_model_of_another.q_proj",
-    "model.language_model.layers.0.self_attn.my_q_proj",
-    "x.model.language_model.q_proj",
-    "lm_head_of_another",
-)
-
-
-def matched(pattern: str) -> list[str]:
-    return [name for name in MODULES if re.fullmatch(pattern, name)]
-
-
-def test_names_mean_layers_of_the_language_model(facts):
-    assert matched(target_pattern(("q_proj", "down_proj"), facts)) == list(MODULES[:2])
-    assert matched(target_pattern(None, facts)) == list(MODULES[:2])
-    assert matched(target_pattern(("q_proj",), facts)) == [MODULES[0]]
-    assert matched(target_pattern(("lm_head",), facts)) == ["lm_head"]
-    assert matched(target_pattern(("q", "proj"), facts)) == []
-
-
-def test_a_regular_expression_reaches_everything(facts):
-    assert matched(target_pattern(r".*visual.*\.q_proj", facts)) == [MODULES[3]]
 
 
 def test_adapters_sit_in_the_language_model(model, facts):
@@ -98,23 +67,6 @@ def test_a_fresh_adapter_changes_nothing(tiny_base, facts):
             if "lora_B" in name:
                 parameter.fill_(0.1)
         assert not torch.equal(plain(input_ids=ids).logits, model(input_ids=ids).logits)
-
-
-@pytest.mark.parametrize(
-    ("targets", "named"),
-    [
-        (("q_porj",), "q_porj"),
-        (("q_proj", "w1"), "'w1'"),
-        (("fc1",), "fc1"),  # a layer of the tower alone
-        (r"model\.vision_tower\..*", "vision_tower"),
-    ],
-)
-def test_targets_that_match_nothing_are_refused(targets, named, model, facts):
-    config = TuningConfig(targets=targets)
-    with pytest.raises(RecipeError, match=r"tuning\.targets: .* matches no module") as caught:
-        apply_tuning(model, config, facts, base_id="b")
-    assert named in str(caught.value)
-    assert "q_proj" in str(caught.value)  # what there is
 
 
 # Loading an adapter

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from vlmtune.data.media import ImagePolicy
 from vlmtune.errors import CheckpointError, UsageError
@@ -16,6 +17,7 @@ from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
 from vlmtune.models.folder import read_json
 from vlmtune.models.load import BaseSource, LoadingConfig, load_model
+from vlmtune.models.quantize import Quantization, QuantizationMethod, plan_quantization
 from vlmtune.runs.checkpoints import newest_good
 from vlmtune.runs.folder import RunFolder
 from vlmtune.tuning.apply import ADAPTER_CONFIG, Tuned, load_adapter
@@ -23,6 +25,10 @@ from vlmtune.tuning.apply import ADAPTER_CONFIG, Tuned, load_adapter
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from vlmtune.models.family import FamilyFacts
+
+logger = logging.getLogger(__name__)
 
 ORIGIN = "origin.json"  # beside a downloaded model: id, hub, revision
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -145,7 +151,7 @@ def open_model(
 
     Args:
         resolved: What to load.
-        loading: Device and dtype.
+        loading: Device, dtype, and how few bits hold the base; None there means as trained.
         image: Image policy of a plain model, which has no contract; a contract always stands.
         backend: Image processor of a plain model.
         before_adapter: Called with the base before an adapter is put into it.
@@ -166,14 +172,43 @@ def open_model(
         if resolved.kind == "adapter":
             found = resolved.base.identity().weights_sha256
         verify_contract(contract, family, found)
-    model = load_model(resolved.base.folder, dtype=dtype, device=device)
+    quantization = _quantization(resolved, loading.quantization, family.facts)
+    model = load_model(
+        resolved.base.folder,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        device_map=loading.device_map,
+    )
     tuned = Tuned(model, None)
     if resolved.adapter is not None:
         if before_adapter is not None:
             before_adapter(model)
         tuned = load_adapter(model, resolved.adapter, trainable=False)
     model.eval()
-    return OpenModel(resolved, model, tuned.adapter, Encoder(family, contract))
+    in_force = contract.model_copy(update={"quantization": quantization})
+    return OpenModel(resolved, model, tuned.adapter, Encoder(family, in_force))
+
+
+def _quantization(resolved: Resolved, asked: str | None, facts: FamilyFacts) -> Quantization | None:
+    """What is held in few bits: as it was trained, unless something else is asked for."""
+    contract = resolved.contract
+    trained = None if contract is None else contract.quantization
+    if asked is None or (trained is not None and asked == trained.method):
+        return trained
+    if resolved.adapter is not None:
+        over = "its own weights" if trained is None else trained.method
+        under = "its own weights" if asked == "none" else asked
+        logger.warning(
+            "%s was trained over a base held in %s and is opened over %s: close to what was "
+            "trained, not the same",
+            resolved.name,
+            over,
+            under,
+        )
+    if asked == "none":
+        return None
+    return plan_quantization(resolved.base.folder, facts, cast(QuantizationMethod, asked))
 
 
 def _local(folder: Path) -> BaseSource:

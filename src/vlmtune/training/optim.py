@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,39 +16,59 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig
+    parameters: Mapping[str, nn.Parameter],
+    config: TrainingConfig,
+    rates: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); matrices decay, vectors do not."""
-    matrices = [parameter for parameter in parameters.values() if parameter.dim() >= 2]
-    vectors = [parameter for parameter in parameters.values() if parameter.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=1e-8,
-    )
+    """AdamW (Loshchilov & Hutter 2019); matrices decay, vectors do not.
+
+    Args:
+        parameters: What trains, by name.
+        config: The recipe's ``training``.
+        rates: The highest learning rate of each parameter; None: ``config.learning_rate`` for all.
+    """
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        rate, decays = (rates or {}).get(name, config.learning_rate), parameter.dim() >= 2
+        decay = config.weight_decay if decays else 0.0
+        empty = {"params": [], "weight_decay": decay, "lr": rate, "highest_lr": rate}
+        groups.setdefault((rate, decays), empty)["params"].append(parameter)
+    return torch.optim.AdamW(list(groups.values()), betas=config.betas, eps=1e-8)
 
 
-def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, steps: int
+) -> None:
+    """Give each group of parameters its learning rate of a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step, steps, group["highest_lr"])
+
+
+def learning_rate(
+    config: TrainingConfig, step: int, steps: int, highest: float | None = None
+) -> float:
     """Learning rate of optimizer step ``step`` (from 1) of ``steps``; has no state to checkpoint.
 
     The shapes are those of transformers' schedules of the same names: linear warm-up from 0, then
     linear to 0, half a cosine to 0, or constant.
+
+    Args:
+        config: The recipe's ``training``.
+        step: The step's number.
+        steps: Steps of the run.
+        highest: Learning rate after the warm-up; None: ``config.learning_rate``.
     """
+    highest = config.learning_rate if highest is None else highest
     done, warmup = step - 1, config.warmup(steps)
     if done < warmup:
-        return config.learning_rate * done / max(1, warmup)
+        return highest * done / max(1, warmup)
     progress = (done - warmup) / max(1, steps - warmup)
     factors = {
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
         "constant": 1.0,
     }
-    return config.learning_rate * max(0.0, factors[config.schedule])
+    return highest * max(0.0, factors[config.schedule])
 
 
 def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:

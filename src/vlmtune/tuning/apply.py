@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,13 @@ from torch import nn
 
 from vlmtune.errors import ModelError, RecipeError
 from vlmtune.models.family import FamilyFacts
-from vlmtune.tuning.config import TuningConfig
-from vlmtune.tuning.parts import part_of
+from vlmtune.models.quantize import bitsandbytes_unseen
+from vlmtune.tuning.config import TuningConfig, idle_rate
+from vlmtune.tuning.parts import part_of, parts_of
+from vlmtune.tuning.targets import Targets, exact_pattern, find_targets
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -44,6 +46,19 @@ class Tuned:
         }
 
 
+def check_tuning(model: PreTrainedModel, config: TuningConfig, facts: FamilyFacts) -> Targets:
+    """Where the recipe's adapters go; needs no weights.
+
+    Raises:
+        RecipeError: If targets, parts or learning rates do not fit the model.
+    """
+    targets = find_targets(model, config, facts)
+    fault = idle_rate(config.learning_rates, parts_of((*targets.adapted, *targets.saved), facts))
+    if fault is not None:
+        raise RecipeError(f"tuning.learning_rates: {fault}")
+    return targets
+
+
 def apply_tuning(
     model: PreTrainedModel, config: TuningConfig, facts: FamilyFacts, *, base_id: str
 ) -> Tuned:
@@ -54,75 +69,129 @@ def apply_tuning(
         config: The recipe's ``tuning``.
         facts: The family's facts.
         base_id: Name of the base, recorded in the adapter's own configuration.
+
+    Raises:
+        RecipeError: If targets, parts or learning rates do not fit the model.
     """
-    if config.method == "full":
+    if not config.adapts:
         parts = config.trained_parts()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(part_of(name, facts) in parts)
         return Tuned(model, None)
-    from peft import LoraConfig, get_peft_model
+    targets = check_tuning(model, config, facts)
+    with bitsandbytes_unseen():
+        from peft import get_peft_model
 
-    pattern = target_pattern(config.targets, facts)
-    _require_targets(model, pattern)
-    if isinstance(config.targets, tuple):
-        for name in config.targets:  # a name that matches nothing is a mistake, beside others too
-            _require_targets(model, target_pattern((name,), facts), name)
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=pattern,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    # The adapters train in fp32 whatever the base is held in: small steps vanish in bf16.
-    adapter = get_peft_model(model, lora, autocast_adapter_dtype=True)
+        lora = _lora_config(config, targets, [name for name, _ in model.named_modules()])
+        adapter = get_peft_model(model, lora)
     # Only now: peft would write the folder that a hub's model was loaded from over its id.
     lora.base_model_name_or_path = base_id
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
+    _train_in_fp32(model)
     return Tuned(model, adapter)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Tuned:
+def _lora_config(config: TuningConfig, targets: Targets, modules: Sequence[str]) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=exact_pattern(targets.adapted, modules),
+        modules_to_save=list(targets.saved) or None,
+        ensure_weight_tying=targets.tied,
+        use_dora=config.method == "dora",
+        use_rslora=config.method == "rslora",
+        init_lora_weights=True if config.init == "default" else config.init,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _train_in_fp32(model: PreTrainedModel) -> None:
+    """What trains is held in fp32 whatever the base is held in: small steps vanish in bf16."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def load_adapter(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    trainable: bool,
+    beside: PeftModel | None = None,
+    name: str = "default",
+) -> Tuned:
     """Put a saved adapter into a base.
+
+    Args:
+        model: The base.
+        folder: The adapter.
+        trainable: Whether it will be trained further.
+        beside: The handle on adapters that are in the base already; the new one is not active.
+        name: What peft calls it.
 
     Raises:
         ModelError: If a key of the adapter matches nothing, or a place of it stays without weights.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model
-    from peft.utils import set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with bitsandbytes_unseen():
+        from peft import PeftConfig, PeftModel
+        from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        weights = load_file(folder / ADAPTER_WEIGHTS)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be read as an adapter: {error}") from error
-    config.inference_mode = not trainable
-    # The contract says by hash whether this is the right base; peft compares names of folders.
-    base_id, config.base_model_name_or_path = config.base_model_name_or_path, None
-    adapter = get_peft_model(model, config)
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            weights = load_file(folder / ADAPTER_WEIGHTS)
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise ModelError(f"{folder} cannot be read as an adapter: {error}") from error
+        config.inference_mode = not trainable
+        # The contract says by hash whether this is the right base; peft compares names of folders.
+        base_id, config.base_model_name_or_path = config.base_model_name_or_path, None
+        adapter = _inject(model, config, folder, beside, name)
     assert isinstance(adapter, PeftModel)
     config.base_model_name_or_path = base_id
+    held = get_peft_model_state_dict(adapter, adapter_name=name, save_embedding_layers=False)
+    _require_all(folder, sorted(weights.keys() - held.keys()), sorted(held.keys() - weights.keys()))
+    _train_in_fp32(model)
     try:
-        result: Any = set_peft_model_state_dict(adapter, weights)
+        set_peft_model_state_dict(adapter, weights, adapter_name=name)
     except RuntimeError as error:  # tensors of other shapes
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{folder}: the adapter does not fit this base ({reason}). It was trained on another "
-            "model"
-        ) from error
-    missing = [key for key in result.missing_keys if "lora_" in key]
-    if result.unexpected_keys or missing:
-        raise ModelError(
-            f"{folder}: the adapter does not fit this base: {len(result.unexpected_keys)} of its "
-            f"tensors match nothing (first: {list(result.unexpected_keys)[:2]}), {len(missing)} "
-            f"places stay empty (first: {missing[:2]}). It was trained on another model"
-        )
+        raise ModelError(_unfit(folder, " ".join(str(error).split())[:300])) from error
     return Tuned(model, adapter)
+
+
+def _inject(
+    model: PreTrainedModel, config: Any, folder: Path, beside: PeftModel | None, name: str
+) -> Any:
+    from peft import get_peft_model
+
+    try:
+        if beside is None:
+            return get_peft_model(model, config, adapter_name=name)
+        beside.add_adapter(name, config)
+    except ValueError as error:  # no module is named like the adapter's
+        raise ModelError(_unfit(folder, " ".join(str(error).split())[:300])) from error
+    return beside
+
+
+def _require_all(folder: Path, strangers: Sequence[str], empty: Sequence[str]) -> None:
+    if strangers or empty:
+        raise ModelError(
+            _unfit(
+                folder,
+                f"{len(strangers)} of its tensors match nothing (first: {list(strangers[:2])}), "
+                f"{len(empty)} places stay empty (first: {list(empty[:2])})",
+            )
+        )
+
+
+def _unfit(folder: Path, reason: str) -> str:
+    return (
+        f"{folder}: the adapter does not fit this base: {reason}. It was trained on another model, "
+        "or a part of its file is missing"
+    )
 
 
 def adapter_keys(folder: Path) -> list[str]:
@@ -131,33 +200,3 @@ def adapter_keys(folder: Path) -> list[str]:
 
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         return list(file.keys())
-
-
-def target_pattern(targets: tuple[str, ...] | str | None, facts: FamilyFacts) -> str:
-    """The regular expression over full module names that LoRA adapts.
-
-    A list of names means layers of the language model: the vision tower often has layers of the
-    same names.
-    """
-    if isinstance(targets, str):
-        return targets
-    names = targets if targets is not None else facts.lora_targets
-    prefixes = "|".join(re.escape(prefix) for prefix in facts.language_model)
-    # The prefix itself may be the layer: an output layer stands outside the model's body.
-    return rf"^(?=(?:{prefixes})(?:\.|$))(?:.+\.)?(?:{'|'.join(map(re.escape, names))})$"
-
-
-def _require_targets(model: nn.Module, pattern: str, name: str | None = None) -> None:
-    matcher = re.compile(pattern)
-    if not any(matcher.fullmatch(name) for name, _ in model.named_modules()):
-        linear = sorted(
-            {
-                name.rsplit(".", 1)[-1]
-                for name, module in model.named_modules()
-                if isinstance(module, nn.Linear)
-            }
-        )
-        raise RecipeError(
-            f"tuning.targets: {name or pattern!r} matches no module of the model; linear layers "
-            f"are named {', '.join(linear)}"
-        )

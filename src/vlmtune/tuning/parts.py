@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
 from vlmtune.errors import ModelError
 from vlmtune.models.family import FamilyFacts
-from vlmtune.tuning.config import PARTS, Part
+from vlmtune.models.quantize import numel, within
+from vlmtune.tuning.config import PARTS, LearningRates, Part
 
 
 def part_of(name: str, facts: FamilyFacts) -> Part:
@@ -17,11 +18,11 @@ def part_of(name: str, facts: FamilyFacts) -> Part:
     Raises:
         ModelError: If the family's facts do not cover it.
     """
-    if _under(name, facts.projector):  # first: it may lie inside the tower
+    if within(name, facts.projector):  # first: it may lie inside the tower
         return "projector"
-    if _under(name, (facts.vision_tower,)):
+    if within(name, (facts.vision_tower,)):
         return "vision"
-    if _under(name, facts.language_model):
+    if within(name, facts.language_model):
         return "language"
     raise ModelError(
         f"parameter {name!r} belongs to no part that the family {facts.name!r} names; its "
@@ -29,14 +30,24 @@ def part_of(name: str, facts: FamilyFacts) -> Part:
     )
 
 
+def parts_of(names: Iterable[str], facts: FamilyFacts) -> tuple[Part, ...]:
+    """The parts that parameters belong to, in the order of ``PARTS``."""
+    found = {part_of(name, facts) for name in names}
+    return tuple(part for part in PARTS if part in found)
+
+
 def count_parts(model: nn.Module, facts: FamilyFacts, *, trainable: bool) -> dict[Part, int]:
-    """Number of parameters of each part; only the trainable ones if asked."""
+    """Number of weights of each part; only the trainable ones if asked."""
     counts: dict[Part, int] = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or not trainable:
-            counts[part_of(name, facts)] += parameter.numel()
+            counts[part_of(name, facts)] += numel(parameter)
     return counts
 
 
-def _under(name: str, prefixes: Iterable[str]) -> bool:
-    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+def learning_rates(
+    names: Iterable[str], rates: LearningRates, facts: FamilyFacts, default: float
+) -> Mapping[str, float]:
+    """The highest learning rate of each parameter, by name."""
+    own = rates.named()
+    return {name: own.get(part_of(name, facts), default) for name in names}

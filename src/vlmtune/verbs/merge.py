@@ -16,9 +16,11 @@ from torch import Tensor
 from vlmtune.data.conversation import Conversation, EncodedImage, Image, Message, Text
 from vlmtune.errors import MergeError, RefusedError, UsageError
 from vlmtune.files import sync
+from vlmtune.models.contract import Contract
 from vlmtune.models.encode import Encoder
 from vlmtune.models.generate import generate
 from vlmtune.models.load import DTYPES, LoadingConfig, load_model
+from vlmtune.models.quantize import dequantize
 from vlmtune.models.save import save_model
 from vlmtune.runs.resolve import OpenModel, Resolved, base_of, open_model, resolve
 from vlmtune.tuning.apply import Tuned, adapter_keys
@@ -30,16 +32,19 @@ from vlmtune.tuning.merge import (
     require_changed,
     untie_head,
 )
+from vlmtune.verbs.merged_card import write_merged_card
 from vlmtune.verbs.observer import Observer
+from vlmtune.verbs.push import destination_of, pushed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-4  # of the largest logit, in fp32: summing in another order, nothing more
 PROBE_TOKENS = 16
+ONTO = ("dequantised", "original")
 
 
-def merge(
+def merge(  # noqa: PLR0913
     model: str | Path,
     out: str | Path,
     *,
@@ -47,6 +52,10 @@ def merge(
     shard_size: str = "5GB",
     base: str | None = None,
     device: str | None = None,
+    onto: str | None = None,
+    push: str | None = None,
+    push_hub: str = "huggingface",
+    private: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Write adapter + base (or a fully tuned model) as plain weights, and prove them equal.
@@ -54,10 +63,15 @@ def merge(
     Args:
         model: A run, a checkpoint or an adapter.
         out: Folder to make.
-        dtype: ``fp32``, ``bf16`` or ``fp16``; None: the base's own.
+        dtype: ``fp32``, ``bf16`` or ``fp16``; None: the base's own, bf16 where it was quantised.
         shard_size: Largest safetensors file.
         base: Where the base is now, if it moved.
         device: Where to compute the proof; None: a GPU if there is one.
+        onto: Of what was trained over a quantised base: ``dequantised`` (what was trained), or
+            ``original``, whose difference from it is measured. None: ``dequantised``.
+        push: ``owner/name`` on a hub to send the merged folder to, after the proof.
+        push_hub: ``huggingface`` or ``modelscope``.
+        private: Whether nobody else may see what is pushed.
         observer: Who is told how it goes.
 
     Returns:
@@ -66,6 +80,7 @@ def merge(
     Raises:
         MergeError: If the proof fails; nothing is published then.
         RefusedError: If ``out`` holds something already.
+        HubError: If the push fails; the merged folder stays.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -76,7 +91,12 @@ def merge(
             f"MODEL: {model} is a plain model: there is nothing to merge. Give a run, a checkpoint "
             "or an adapter"
         )
-    return _Merge(resolved, folder, observer or Observer(), base, device).write(dtype, shard_size)
+    observer = observer or Observer()
+    destination = destination_of(push, push_hub, private)
+    loading = LoadingConfig(dtype="fp32", device=device)
+    work = _Merge(resolved, folder, observer, base, loading, _onto(resolved, onto))
+    result = work.write(dtype, shard_size)
+    return result | pushed(folder, destination, observer)
 
 
 class _Merge:
@@ -86,21 +106,25 @@ class _Merge:
         out: Path,
         observer: Observer,
         base: str | None,
-        device: str | None,
+        loading: LoadingConfig,
+        onto: str | None,
     ) -> None:
         assert resolved.contract is not None
         self.resolved, self.out, self.observer = resolved, out, observer
         self.contract, self.base = resolved.contract, base
         # The proof is taken in fp32: in bf16 the rounding would hide a wrong merge.
-        self.loading = LoadingConfig(dtype="fp32", device=device)
+        self.loading, self.onto = loading, onto
 
     def write(self, dtype: str | None, shard_size: str) -> dict[str, Any]:
         stored = _stored_dtype(self.resolved, dtype)
         before = self._base_digests(stored)
+        probe = probe_conversation()
+        trained = self._ask_quantised(probe) if self.onto is not None else None
         self.observer.stage("loading the tuned model")
         tuned = self._open_tuned()
-        probe = probe_conversation()
         expected, spoken = _ask(tuned.model, tuned.encoder, probe)
+        if trained is not None and self.onto == "dequantised":
+            _require_equal(trained[0], expected, "dequantising the base")
         self.observer.stage("merging")
         merged = merge_adapter(Tuned(tuned.model, tuned.adapter))
         in_memory = _logits(merged, tuned.encoder, probe)
@@ -114,23 +138,24 @@ class _Merge:
         try:
             self._save(merged, temporary, tuned, stored, shard_size)
             del merged
-            again = self._reload(temporary, tuned.encoder)
+            again = self._reload(temporary)
             _require_written(after, digests(again.model, stored))
             found, said = _ask(again.model, again.encoder, probe)
             if stored == torch.float32:
                 _require_equal(expected, found, "writing and reading back")
+            proof = {"changed": counts, **_compared(trained or (expected, spoken), (found, said))}
+            if self.onto is not None:
+                proof["onto"] = self.onto
+            write_merged_card(
+                temporary, self.resolved, self.out.name, {**proof, "stored_as": str(stored)}
+            )
             if self.out.exists():
                 self.out.rmdir()
             temporary.rename(self.out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         sync(self.out.parent)
-        return {
-            "path": str(self.out),
-            "changed": counts,
-            "max_logit_difference": float((expected - found).abs().max()),
-            "greedy_equal": said == spoken,
-        }
+        return {"path": str(self.out), **proof}
 
     def _base_digests(self, stored: torch.dtype) -> dict[str, str]:
         self.observer.stage("reading the base")
@@ -138,11 +163,29 @@ class _Merge:
         source = self.resolved.base
         if self.resolved.adapter is None:
             source = base_of(self.contract, self.base)
-        model = load_model(source.folder, dtype=torch.float32, device=torch.device("cpu"))
+        # Quantised where the tuned model will be: two devices may round a weight differently.
+        quantised = self.onto == "dequantised"
+        model = load_model(
+            source.folder,
+            dtype=torch.float32,
+            device=self.loading.resolve()[0] if quantised else torch.device("cpu"),
+            quantization=self.contract.quantization if quantised else None,
+        )
+        if quantised:
+            dequantize(model)
         found = digests(model, stored)
         del model
         gc.collect()
         return found
+
+    def _ask_quantised(self, probe: Conversation) -> tuple[Tensor, str]:
+        """What was trained, as it was trained: the adapter over the base in few bits."""
+        self.observer.stage("asking the quantised model")
+        opened = open_model(self.resolved, self.loading)
+        answer = _ask(opened.model, opened.encoder, probe)
+        del opened
+        gc.collect()
+        return answer
 
     def _open_tuned(self) -> OpenModel:
         before = None
@@ -150,10 +193,15 @@ class _Merge:
             keys = adapter_keys(self.resolved.adapter)
 
             def before(model: PreTrainedModel) -> None:
+                if self.onto == "dequantised":
+                    dequantize(model)
                 if adapts_tied_head(model, keys):
                     untie_head(model)
 
-        return open_model(self.resolved, self.loading, before_adapter=before)
+        loading = self.loading
+        if self.onto == "original":
+            loading = loading.model_copy(update={"quantization": "none"})
+        return open_model(self.resolved, loading, before_adapter=before)
 
     def _save(
         self,
@@ -170,17 +218,21 @@ class _Merge:
             merged,
             folder,
             family=tuned.encoder.family,
-            contract=self.contract,
+            contract=self._plain_contract(),
             base=self.resolved.base.folder,
             shard_size=shard_size,
         )
 
-    def _reload(self, folder: Path, encoder: Encoder) -> OpenModel:
+    def _plain_contract(self) -> Contract:
+        """The contract of the merged weights, which are held in no few bits any more."""
+        return self.contract.model_copy(update={"quantization": None})
+
+    def _reload(self, folder: Path) -> OpenModel:
         """Load what lies on the disk as a user will."""
         self.observer.stage("proving")
         gc.collect()
         again = open_model(resolve(folder), self.loading)
-        if again.encoder.contract != encoder.contract:
+        if again.encoder.contract != self._plain_contract():
             raise MergeError("the contract beside the merged model is not the trained one")
         return again
 
@@ -215,6 +267,29 @@ def _logits(model: PreTrainedModel, encoder: Encoder, probe: Conversation) -> Te
 
     batch = pack(encoder.family, [encoder.encode(probe)]).to(model.device)
     return label_logits(model, encoder.family, batch).float().cpu()
+
+
+def _compared(meant: tuple[Tensor, str], found: tuple[Tensor, str]) -> dict[str, Any]:
+    """How far two models' answers to the probe differ: logits and greedy text of each."""
+    return {
+        "max_logit_difference": float((meant[0] - found[0]).abs().max()),
+        "greedy_equal": meant[1] == found[1],
+    }
+
+
+def _onto(resolved: Resolved, asked: str | None) -> str | None:
+    """Which weights the adapter is added to; None where there is one base only."""
+    assert resolved.contract is not None
+    if asked not in (None, *ONTO):
+        raise UsageError(f"--onto: found {asked!r}, expected one of {', '.join(ONTO)}")
+    if resolved.adapter is None or resolved.contract.quantization is None:
+        if asked is not None:
+            raise UsageError(
+                f"--onto: {resolved.name} was not trained over a quantised base: there is one base "
+                "to merge onto. Leave the option out"
+            )
+        return None
+    return asked or "dequantised"
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -258,6 +333,8 @@ def _stored_dtype(resolved: Resolved, dtype: str | None) -> torch.dtype:
         if dtype not in DTYPES:
             raise UsageError(f"--dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
         return DTYPES[dtype]
+    if resolved.contract is not None and resolved.contract.quantization is not None:
+        return torch.bfloat16
     from vlmtune.models.folder import load_config
 
     own = load_config(str(resolved.base.folder)).dtype

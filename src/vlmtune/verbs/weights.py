@@ -8,16 +8,13 @@ from vlmtune.models.encode import Encoder
 from vlmtune.models.load import BaseSource
 from vlmtune.models.save import save_model
 from vlmtune.tuning.apply import ADAPTER_WEIGHTS, Tuned
-from vlmtune.tuning.config import PARTS
-from vlmtune.tuning.parts import part_of
+from vlmtune.tuning.parts import parts_of
 
 
 def write_weights(out: Path, tuned: Tuned, encoder: Encoder, base: BaseSource) -> None:
     """Write an adapter or a full model with its contract into an existing folder."""
-    facts = encoder.family.facts
-    trained = {part_of(name, facts) for name in tuned.trainable()}
-    ordered = tuple(part for part in PARTS if part in trained)
-    contract = encoder.contract.model_copy(update={"trained": ordered})
+    trained = parts_of(tuned.trainable(), encoder.family.facts)
+    contract = encoder.contract.model_copy(update={"trained": trained})
     if tuned.adapter is None:
         save_model(tuned.model, out, family=encoder.family, contract=contract, base=base.folder)
         return

@@ -1,0 +1,79 @@
+"""The model that a run begins or goes on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlmtune.models.empty import empty_model
+from vlmtune.models.family import FamilyFacts
+from vlmtune.models.load import DTYPES, BaseSource, LoadingConfig, load_model
+from vlmtune.models.quantize import Quantization, plan_quantization
+from vlmtune.recipe import Recipe
+from vlmtune.training.checkpoint import seed_random
+from vlmtune.tuning.apply import Tuned, apply_tuning, check_tuning, load_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def quantization_of(recipe: Recipe, base: BaseSource, facts: FamilyFacts) -> Quantization | None:
+    """What of the base the recipe holds in 4 bits."""
+    method = recipe.quantization
+    return None if method is None else plan_quantization(base.folder, facts, method)
+
+
+def check_start(recipe: Recipe, base: BaseSource, facts: FamilyFacts) -> None:
+    """Find what the recipe's tuning asks of the model and cannot have, before anything is loaded.
+
+    Raises:
+        RecipeError: If targets, parts or learning rates do not fit the model.
+    """
+    if recipe.tuning.adapts:
+        check_tuning(empty_model(base.folder), recipe.tuning, facts)
+
+
+def place_of(recipe: Recipe) -> tuple[torch.device, torch.dtype]:
+    """Device and number format: adapters train over a base in that of the products, else fp32."""
+    precision = recipe.training.precision if recipe.tuning.adapts else "fp32"
+    device = LoadingConfig(device=recipe.model.device).resolve()[0]
+    return device, DTYPES[recipe.model.dtype or precision]
+
+
+def load_start(
+    recipe: Recipe,
+    base: BaseSource,
+    checkpoint: Path | None,
+    quantization: Quantization | None,
+) -> PreTrainedModel:
+    """The base, or what a full fine-tuning had made of it at a checkpoint."""
+    device, dtype = place_of(recipe)
+    whole = checkpoint is not None and not recipe.tuning.adapts
+    return load_model(
+        checkpoint if checkpoint is not None and whole else base.folder,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        compute=DTYPES[recipe.training.precision],
+        device_map=recipe.model.device_map,
+    )
+
+
+def tune(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    facts: FamilyFacts,
+    base: BaseSource,
+    checkpoint: Path | None,
+) -> Tuned:
+    """Put fresh adapters in, or those of a checkpoint; freeze the rest."""
+    seed_random(recipe.training.seed)
+    if checkpoint is not None and recipe.tuning.adapts:
+        tuned = load_adapter(model, checkpoint, trainable=True)
+    else:
+        tuned = apply_tuning(model, recipe.tuning, facts, base_id=base.id)
+    if recipe.training.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return tuned
