@@ -126,12 +126,14 @@ def trained_text(encoder: Encoder, row: Any) -> str:
     return str(tokenizer.decode(labels[labels != IGNORED].tolist()))
 
 
-def reference_processor(folder: Path, **limits: int) -> Any:
+def reference_processor(folder: Path, kind: str = "Qwen2VLProcessor", **limits: int) -> Any:
     """transformers' own processor of a folder, without its video part (which wants torchvision)."""
+    import transformers
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
-    from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
-    class ImageOnly(Qwen2VLProcessor):
+    processor_class = getattr(transformers, kind)
+
+    class ImageOnly(processor_class):
         @classmethod
         def get_attributes(cls) -> list[str]:
             return ["image_processor", "tokenizer"]
@@ -140,7 +142,7 @@ def reference_processor(folder: Path, **limits: int) -> Any:
             self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
             self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
             self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-            super(Qwen2VLProcessor, self).__init__(
+            super(processor_class, self).__init__(
                 image_processor, tokenizer, chat_template=chat_template
             )
 

@@ -1,4 +1,7 @@
-"""Every test of this folder runs for every family that can be made tiny."""
+"""Every test of this folder runs for every family that can be made tiny.
+
+And for classes that have no family: what is read from a class has to pass the same tests.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,19 @@ from typing import Any
 
 import pytest
 
+from generic_models import CLASSES, SHOWING
 from tiny_rows import encoder_of, lively
 from vlmtune.data.media import ImagePolicy
 from vlmtune.models.encode import Encoder
 from vlmtune.testing import FAMILIES, tiny
 
+GENERIC = [
+    pytest.param(f"generic:{name}", marks=[pytest.mark.slow] if number else [])
+    for number, name in enumerate(SHOWING)  # the first in the default run, the others take long
+]
 
-@pytest.fixture(scope="session", params=sorted(FAMILIES))
+
+@pytest.fixture(scope="session", params=[*sorted(FAMILIES), *GENERIC])
 def name(request: pytest.FixtureRequest) -> str:
     """Name of the family."""
     return str(request.param)
@@ -27,6 +36,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def folder(name: str) -> Path:
+        if name.startswith("generic:"):
+            return CLASSES[name.removeprefix("generic:")](place / name)
         return tiny(name, place / name, seed=3)
 
     return folder

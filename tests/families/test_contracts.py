@@ -12,7 +12,7 @@ from PIL import Image as Pictures
 
 from tiny_rows import BASE, asked, encoder_of
 from vlmtune.data.conversation import EncodedImage
-from vlmtune.data.media import ImagePolicy
+from vlmtune.data.media import ImagePolicy, Size
 from vlmtune.models.contract import Contract, verify_contract
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
@@ -81,6 +81,11 @@ def policy_of(encoder: Encoder) -> ImagePolicy:
     options = encoder.family.facts.image_options
     if "max_pixels" in options:
         return ImagePolicy(max_pixels=9000)
+    if "max_tiles" in options:
+        return ImagePolicy(max_tiles=3)
+    if options == {"size"}:  # a tower of one size: its square, instead of the middle of the picture
+        square = encoder.family.resized(Size(1, 1), ImagePolicy())
+        return ImagePolicy(size=(square.height, square.width))
     return ImagePolicy(longest_edge=112) if "longest_edge" in options else ImagePolicy()
 
 

@@ -8,6 +8,7 @@ import torch
 from tiny_rows import asked, mixed_rows, picture, row, turn
 from vlmtune.batching.collate import pack
 from vlmtune.errors import ModelError
+from vlmtune.models.decode import Decoding, pad_left
 from vlmtune.models.generate import generate
 from vlmtune.training.loss import label_logits
 
@@ -79,3 +80,56 @@ def test_the_first_generated_token_is_the_trained_one(model, encoder):
         tokenizer = encoder.family.parts.tokenizer
         expected = tokenizer.decode([int(first.argmax())], skip_special_tokens=True)
         assert answer.text == expected.removeprefix(encoder.lead)
+
+
+@torch.no_grad()
+def spoken(decoding, steps):
+    """Greedy ids of every row, ``(rows, steps)``."""
+    said = []
+    for _ in range(steps):
+        said.append(decoding.logits.argmax(dim=-1))
+        decoding.step(said[-1])
+    return torch.stack(said, dim=1)
+
+
+def stock(model, encoder, row, steps):
+    """What the model's own ``generate`` says."""
+    from transformers import GenerationConfig
+
+    inputs = encoder.family.generate_inputs(pad_left(encoder, [row]))
+    settings = GenerationConfig(do_sample=False, pad_token_id=encoder.pad_id, eos_token_id=None)
+    with torch.no_grad():
+        output = model.generate(**inputs, generation_config=settings, max_new_tokens=steps)
+    return output[0, len(row.tokens) :]
+
+
+def test_decoding_says_what_the_models_own_generate_says(model, encoder):
+    """Rows together; then rows that join those that have begun, and rows that leave."""
+    if not encoder.family.facts.decodes:
+        pytest.skip("the family is answered by the model's own generate")
+    rows = [encoder.encode(row, ask=True) for row in (PLAIN, *ROWS[:3], MANY)]
+    expected = torch.stack([stock(model, encoder, row, 10) for row in rows])
+    assert torch.equal(spoken(Decoding(model, encoder, rows), 10), expected)
+    running = Decoding(model, encoder, rows[:2])
+    assert torch.equal(spoken(running, 4), expected[:2, :4])
+    if not running.joinable:
+        with pytest.raises(ModelError, match="window"):
+            running.join(Decoding(model, encoder, rows[2:]))
+        return
+    running.join(Decoding(model, encoder, rows[2:]))
+    assert torch.equal(spoken(running, 3), torch.cat([expected[:2, 4:7], expected[2:, :3]]))
+    running.keep([3, 1])
+    assert torch.equal(spoken(running, 3), torch.stack([expected[3, 3:6], expected[1, 7:10]]))
+
+
+def test_a_decoding_that_forgets_positions_says_something_else(model, encoder):
+    """The control: the answers depend on where a row stands."""
+    if not encoder.family.facts.decodes:
+        pytest.skip("the family is answered by the model's own generate")
+    rows = [encoder.encode(row, ask=True) for row in (PLAIN, *ROWS[:3], MANY)]
+    wrong = Decoding(model, encoder, rows)
+    wrong._next += 40
+    right = Decoding(model, encoder, rows)
+    for decoding in (wrong, right):
+        decoding.step(right.logits.argmax(dim=-1) if decoding is right else wrong.logits.argmax(-1))
+    assert (wrong.logits - right.logits).abs().max() > 100 * TOLERANCE

@@ -10,7 +10,8 @@ import torch
 from tiny_rows import asked, encoder_of, lively, mixed_rows, picture
 from vlmtune.batching.collate import pack
 from vlmtune.models import generate as module
-from vlmtune.models.generate import generate, pad_left
+from vlmtune.models.decode import pad_left
+from vlmtune.models.generate import answer_of, generate
 from vlmtune.training.loss import label_logits, summed_loss
 
 TOKENS = 12
@@ -131,32 +132,23 @@ def test_sampling_settings_of_a_hub_do_not_leak_in(folder, encoder, questions):
     assert generate(model, encoder, questions, max_new_tokens=TOKENS) == plain
 
 
-def test_an_answer_ends_at_the_first_end(encoder, folder, monkeypatch):
+def test_an_answer_ends_at_the_first_end(encoder):
     """What stands behind the end token is padding; boxes are read with their control tokens."""
-    end, pad = encoder.end_id, encoder.family.parts.tokenizer.pad_token_id
-    row = asked("Where?", "x", picture((100, 50)))
+    end, pad = encoder.end_id, encoder.pad_id
+    row = encoder.encode(asked("Where?", "x", picture((100, 50))), ask=True)
     box = [
         encoder.control_id("<|box_start|>"),
         *encoder.text_ids("(0,0),(500,500)"),
         encoder.control_id("<|box_end|>"),
     ]
     said = [*encoder.text_ids("Here "), *box]
-    model = lively(folder)
-
-    def speak(input_ids, **_):
-        return torch.cat([input_ids, torch.tensor([[*said, end, pad, *box]])], dim=1)
-
-    monkeypatch.setattr(model, "generate", speak)
-    (answer,) = generate(model, encoder, [row], max_new_tokens=99)
+    answer = answer_of(encoder, row, [*said, end, pad, *box])
     assert answer.text == "Here (0,0),(500,500)"
     assert [found.xyxy for found in answer.boxes] == [(0.0, 0.0, 50.0, 25.0)]
     assert answer.finished
     assert answer.completion_tokens == len(said) + 1
     said = encoder.text_ids("x") * 9
-    monkeypatch.setattr(
-        model, "generate", lambda input_ids, **_: torch.cat([input_ids, torch.tensor([said])], 1)
-    )
-    (answer,) = generate(model, encoder, [row], max_new_tokens=9)
+    answer = answer_of(encoder, row, said)
     assert (answer.finished, answer.completion_tokens) == (False, 9)
 
 

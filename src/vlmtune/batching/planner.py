@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlmtune.data.answers import drawn_answer
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -23,11 +25,14 @@ class Step:
         number: Counted from 1.
         rows: Indices of its rows, in the seeded order.
         packs: The same indices, cut into forwards.
+        answers: Where answers are drawn: which of its acceptable ones each row is trained on, in
+            the order of ``rows``; None for a row with no choice. Else empty.
     """
 
     number: int
     rows: tuple[int, ...]
     packs: tuple[tuple[int, ...], ...]
+    answers: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,14 @@ class Plan:
     """All steps of a run.
 
     Attributes:
-        lengths: Tokens of each row of the split, ``(rows,)``.
+        lengths: Tokens of each row of the split, with the longest of its answers, ``(rows,)``.
         kept: Indices of the rows that are trained; the rest is too long.
         batch_size: Rows per optimizer step.
         samples: Rows to train in all, every epoch counted.
         token_budget: Most tokens of one pack; a longer row stands alone.
-        seed: Seed of the order.
+        seed: Seed of the order, and of the answers that are drawn.
+        choices: Acceptable answers of each row, ``(rows,)``, where they are drawn; None: each row
+            is trained on the answer that stands in it.
     """
 
     lengths: np.ndarray
@@ -49,6 +56,7 @@ class Plan:
     samples: int
     token_budget: int
     seed: int
+    choices: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
@@ -60,10 +68,20 @@ class Plan:
         start = (number - 1) * self.batch_size
         stop = min(start + self.batch_size, self.samples)
         rows = tuple(self._at(position) for position in range(start, stop))
-        return Step(number, rows, pack_indices(rows, self.lengths, self.token_budget))
+        packs = pack_indices(rows, self.lengths, self.token_budget)
+        return Step(number, rows, packs, self._answers(number, rows))
 
     def __iter__(self) -> Iterator[Step]:
         return (self.step(number) for number in range(1, self.steps + 1))
+
+    def _answers(self, number: int, rows: Sequence[int]) -> tuple[int | None, ...]:
+        if self.choices is None:
+            return ()
+        counts = [int(self.choices[row]) for row in rows]
+        return tuple(
+            drawn_answer(self.seed, number, row, count) if count > 1 else None
+            for row, count in zip(rows, counts, strict=True)
+        )
 
     def _at(self, position: int) -> int:
         """The row at a position of the stream of all epochs, each a seeded permutation."""
@@ -83,6 +101,8 @@ class Plan:
         digest.update(self.lengths.tobytes())
         digest.update(self.kept.tobytes())
         digest.update(f"{self.batch_size},{self.samples},{self.seed}".encode())
+        if self.choices is not None:
+            digest.update(self.choices.tobytes())
         return digest.hexdigest()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal as Literal_
 
 import numpy as np
 
-from vlmtune.data.conversation import Box, Message, Text
+from vlmtune.data.conversation import Box, Message, Part, Text
 from vlmtune.data.media import ImagePolicy, Size
 from vlmtune.errors import ModelError
 from vlmtune.models.family import Family, Piece, Tokens
@@ -59,9 +59,18 @@ class Rules:
         """A part of a turn as the family writes it."""
         content = message.content[part]
         if isinstance(content, Box):
+            before = message.content[part - 1] if part else None
+            if self.family.facts.labels_once and _share_label(before, content):
+                content = replace(content, label="")
             return self.family.render_box(content, sizes[content.image], self.policy)
         assert isinstance(content, Text)
         return [Piece(content.text)]
+
+
+def _share_label(before: Part | None, box: Box) -> bool:
+    """Whether a box directly follows another one of the same picture and label."""
+    same_picture = isinstance(before, Box) and before.image == box.image
+    return same_picture and isinstance(before, Box) and before.label == box.label
 
 
 class Builder:
@@ -82,6 +91,7 @@ class Builder:
         self._run_trained = False
         self._in_answer = False
         self._next_image = 0
+        self._image_policy = rules.family.row_policy(rules.policy, len(sizes))
         self._place = Place.FIRST
 
     def add(self, item: Item) -> None:
@@ -138,11 +148,12 @@ class Builder:
             self._text(text, trained=self._in_answer)
         if self._in_answer and slot.last and self._rules.adds_end:
             self._control(self._rules.end, trained=True)
+            self._place = Place.WITHIN  # the template's own text runs on as if it were not there
             self._in_answer = False
 
     def _image_tokens(self) -> None:
         rules = self._rules
-        for piece in rules.family.image_span(self._sizes[self._next_image], rules.policy):
+        for piece in rules.family.image_span(self._sizes[self._next_image], self._image_policy):
             if not piece.control:
                 self._text(piece.text * piece.count, trained=False)
                 continue

@@ -59,6 +59,7 @@ class Contract(Config):
         vocabulary_size: Number of tokens of the tokenizer, control tokens included.
         system_prompt: System turn of conversations that have none; None leaves the template's own.
         prompt: Text after the images of a user turn that has no text of its own.
+        instruction: Text before the images of a user turn that begins with an image.
         processor: What turns a picture into numbers.
         trained: Parts of the model whose weights differ from the base's; empty before training.
         quantization: How the base underneath is held in few bits, or None for its own weights.
@@ -73,6 +74,7 @@ class Contract(Config):
     vocabulary_size: int
     system_prompt: str | None = None
     prompt: str | None = None
+    instruction: str | None = None
     processor: ProcessorIdentity
     trained: tuple[str, ...] = ()
     quantization: Quantization | None = None
@@ -117,6 +119,7 @@ class Contract(Config):
             "vocabulary_size",
             "system_prompt",
             "prompt",
+            "instruction",
         ):
             ours, theirs = self.model_dump()[name], other.model_dump()[name]
             if ours != theirs:
@@ -141,6 +144,7 @@ def make_contract(
     *,
     system_prompt: str | None = None,
     prompt: str | None = None,
+    instruction: str | None = None,
 ) -> Contract:
     """The contract of a model as it stands, under an image policy."""
     return Contract(
@@ -152,6 +156,7 @@ def make_contract(
         vocabulary_size=len(family.parts.tokenizer),
         system_prompt=system_prompt,
         prompt=prompt,
+        instruction=instruction,
         processor=ProcessorIdentity.model_validate(
             {
                 "backend": family.parts.backend,
@@ -188,6 +193,7 @@ def verify_contract(contract: Contract, family: Family, weights_sha256: str) -> 
         contract.image,
         system_prompt=contract.system_prompt,
         prompt=contract.prompt,
+        instruction=contract.instruction,
     )
     differences = contract.differences(here)
     if differences:

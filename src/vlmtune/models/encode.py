@@ -20,7 +20,7 @@ from vlmtune.models.assemble import Builder, KindBuilder, Rules
 from vlmtune.models.assemble import TokenKind as TokenKind
 from vlmtune.models.contract import Contract
 from vlmtune.models.family import Family, Tokens
-from vlmtune.models.plain_text import Place, Stripping, TextTokenizer
+from vlmtune.models.plain_text import Place, Stripping, TextTokenizer, control_tokens
 from vlmtune.models.skeleton import Template
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Encoder:
         image = facts.image_place or facts.image_token
         self._template = Template(parts.tokenizer, parts.template, image)
         self._text = TextTokenizer(parts.tokenizer.backend_tokenizer)
-        self._controls = parts.tokenizer.get_added_vocab()
+        self._controls = control_tokens(parts.tokenizer.backend_tokenizer)
         lead, closing = self._template.exchange()
         end = facts.end_of_turn or parts.tokenizer.eos_token
         if facts.end_of_turn is None and closing is not None:
@@ -78,8 +78,10 @@ class Encoder:
         self._lead = lead
 
     def complete(self, conversation: Conversation) -> Conversation:
-        """The conversation with the contract's system turn and prompt where it has none."""
-        messages = tuple(self._with_prompt(message) for message in conversation.messages)
+        """The conversation with the contract's system turn, prompt and instruction put in."""
+        messages = tuple(
+            self._with_instruction(self._with_prompt(message)) for message in conversation.messages
+        )
         system = self.contract.system_prompt
         if system is not None and (not messages or messages[0].role != "system"):
             messages = (Message("system", (Text(system),)), *messages)
@@ -167,6 +169,22 @@ class Encoder:
         return self._rules.end
 
     @property
+    def pad_id(self) -> int:
+        """Id that fills what is empty; no model sees it."""
+        identifier = self.family.parts.tokenizer.pad_token_id
+        return int(identifier) if isinstance(identifier, int) else self.end_id
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The end of a turn, and the tokenizer's end and padding, which base models stop with.
+
+        And what the family besides knows as an end.
+        """
+        eos = self.family.parts.tokenizer.eos_token_id
+        ends = {self.end_id, self.pad_id, *map(self.control_id, self.family.facts.further_ends)}
+        return frozenset(ends | ({eos} if isinstance(eos, int) else set()))
+
+    @property
     def adds_end(self) -> bool:
         """Whether the end of an answer is ours, because the template writes none."""
         return self._rules.adds_end
@@ -189,3 +207,11 @@ class Encoder:
             return message
         images = tuple(part for part in message.content if isinstance(part, Image))
         return replace(message, content=(*images, Text(prompt)))
+
+    def _with_instruction(self, message: Message) -> Message:
+        """Words before the images, unless the turn has some there already."""
+        instruction = self.contract.instruction
+        begins_with = message.content[0] if message.content else None
+        if instruction is None or message.role != "user" or not isinstance(begins_with, Image):
+            return message
+        return replace(message, content=(Text(instruction), *message.content))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmtune.data.boxes import from_grid, to_grid
+from vlmtune.data.boxes import to_grid
 from vlmtune.data.conversation import Box
 from vlmtune.data.media import ImagePolicy, Size
 from vlmtune.errors import ModelError, UsageError
@@ -66,6 +66,7 @@ class FamilyFacts:
         processor_class: Class that transformers' ``AutoProcessor`` expects in exported folders.
         image_processor: Class of the image processor on torchvision, where the folder names none;
             with ``Pil`` behind it, the one on Pillow.
+        former_image_processors: What old folders call that class.
         vision_tower: Prefix of the vision tower's parameters (the projector may lie inside).
         projector: Prefixes of the parameters between vision tower and language model.
         language_model: Prefixes of the language model's parameters, its head included.
@@ -73,28 +74,38 @@ class FamilyFacts:
         image_place: What the chat template writes for a whole image, where that is another token.
         end_of_turn: The control token with which the template ends an answer; it is trained. None
             takes what the template writes, or the tokenizer's end of text where it writes nothing.
+        further_ends: Control tokens that end an answer too, where a model writes them in it.
+        labels_once: Whether one label stands before all the boxes that follow each other under it.
         collapses: A control token of which the processor makes one where two meet, or None.
         lora_targets: Names of the linear layers of the language model that LoRA adapts by default.
         image_options: Options of the recipe's ``image`` section that decide this family's sizes.
         joins: How each vision tensor joins in a batch; the rest of a processor's output is dropped.
         packs: Whether several rows in one sequence are known to be independent.
+        batches: Whether the model's own ``generate`` is known to answer questions side by side as
+            it answers each alone.
+        decodes: Whether ``Decoding`` is known to say what the model's own ``generate`` says.
     """
 
     name: str
     model_types: tuple[str, ...]
     processor_class: str
     image_processor: str
+    former_image_processors: tuple[str, ...] = ()
     vision_tower: str
     projector: tuple[str, ...]
     language_model: tuple[str, ...]
     image_token: str
     image_place: str | None = None
     end_of_turn: str | None = None
+    further_ends: tuple[str, ...] = ()
+    labels_once: bool = False
     collapses: str | None = None
     lora_targets: tuple[str, ...]
     image_options: frozenset[str] = frozenset()
     joins: Mapping[str, Join] = field(default_factory=dict)
     packs: bool = False
+    batches: bool = True
+    decodes: bool = True
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,8 @@ class Family(ABC):
     @classmethod
     def load_parts(cls, folder: str, config: PreTrainedConfig, backend: str) -> Parts:
         """Read tokenizer, template and image processor from a model folder."""
-        processor = load_image_processor(folder, cls.facts.image_processor, backend)
+        names = (cls.facts.image_processor, *cls.facts.former_image_processors)
+        processor = load_image_processor(folder, names, backend)
         tokenizer = load_tokenizer(folder)
         return Parts(
             config=config,
@@ -212,9 +224,24 @@ class Family(ABC):
                 )
         return policy
 
+    def row_policy(self, policy: ImagePolicy, images: int) -> ImagePolicy:  # noqa: ARG002
+        """The policy for each image of a row that has so many; several may be shown in less detail.
+
+        What is said of one image (``resized``, ``visual_tokens``, ``image_span``) is asked with it.
+        """
+        return policy
+
+    def packing(self) -> Family | None:
+        """The family with rows packed, where a loaded model may prove it; None: facts say all."""
+        return None
+
     @abstractmethod
     def resized(self, size: Size, policy: ImagePolicy) -> Size:
         """Size in pixels at which the model sees an upright image of ``size`` pixels."""
+
+    def visible(self, size: Size, policy: ImagePolicy) -> float:  # noqa: ARG002
+        """The part of an upright image's area that the model sees; below 1 where edges are cut."""
+        return 1.0
 
     @abstractmethod
     def visual_tokens(self, size: Size, policy: ImagePolicy) -> int:
@@ -283,10 +310,18 @@ class Family(ABC):
         """
         return {
             "input_ids": batch["input_ids"],
-            "position_ids": batch["positions"],  # (1, tokens)
+            **self.position_arguments(batch["positions"].unsqueeze(1)),
             "use_cache": False,
             **self.vision_arguments(batch),
         }
+
+    def position_arguments(self, positions: Tensor) -> dict[str, Any]:
+        """Positions ``(rows, batch, tokens)`` as keyword arguments of the model's forward."""
+        return {"position_ids": positions[0]}
+
+    def prefill_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A left-padded batch as keyword arguments of a forward that fills a cache."""
+        return {**self.generate_inputs(batch), **self.position_arguments(batch["positions"])}
 
     def generate_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """A left-padded batch as keyword arguments of the model's ``generate``."""
@@ -306,11 +341,7 @@ class Family(ABC):
 
     def parse_boxes(self, text: str, sizes: Sequence[Size], policy: ImagePolicy) -> list[Box]:  # noqa: ARG002
         """Boxes in a model's raw answer, control tokens kept, in pixels of the upright image."""
-        return [
-            box_syntax.on_last_image(label, from_grid(corners, sizes[-1], BOX_GRID), sizes)
-            for label, corners in box_syntax.parse_json(text)
-            if sizes
-        ]
+        return box_syntax.json_boxes(text, sizes, BOX_GRID)
 
     def denormalised(self, values: Tensor) -> np.ndarray:
         """Normalised channels ``(3, height, width)`` as a picture ``(height, width, 3)``, uint8."""
@@ -324,18 +355,7 @@ class Family(ABC):
 
     def join(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
         """Join one vision tensor of several rows as the facts say."""
-        if self.facts.joins[name] is Join.CONCATENATE:
-            return torch.cat(list(tensors))
-        inner = [
-            max(sides) for sides in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)
-        ]
-        joined = tensors[0].new_zeros((sum(len(tensor) for tensor in tensors), *inner))
-        start = 0
-        for tensor in tensors:
-            corner = tuple(slice(0, length) for length in tensor.shape[1:])
-            joined[(slice(start, start + len(tensor)), *corner)] = tensor
-            start += len(tensor)
-        return joined
+        return join_tensors(self.facts.joins[name], tensors)
 
     def join_vision(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Vision tensors of a batch; rows without images have none."""
@@ -343,3 +363,17 @@ class Family(ABC):
         if not seeing:
             return {}
         return {name: self.join(name, [vision[name] for vision in seeing]) for name in seeing[0]}
+
+
+def join_tensors(join: Join, tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of several images or rows as one, along the first dimension."""
+    if join is Join.CONCATENATE:
+        return torch.cat(list(tensors))
+    inner = [max(sides) for sides in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    joined = tensors[0].new_zeros((sum(len(tensor) for tensor in tensors), *inner))
+    start = 0
+    for tensor in tensors:
+        corner = tuple(slice(0, length) for length in tensor.shape[1:])
+        joined[(slice(start, start + len(tensor)), *corner)] = tensor
+        start += len(tensor)
+    return joined

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.errors import ModelError
+from vlmtune.models.classes import know_classes_of
 from vlmtune.models.torchvision import torchvision_fault
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def load_config(folder: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     kind = read_json(Path(folder) / "config.json").get("model_type")
+    know_classes_of(kind)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
@@ -98,25 +101,25 @@ def load_template(folder: str, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def load_image_processor(folder: str, default: str, backend: str) -> BaseImageProcessor:
+def load_image_processor(folder: str, names: Sequence[str], backend: str) -> BaseImageProcessor:
     """The stock image processor of a backend, with the folder's settings.
 
     Args:
         folder: Model folder.
-        default: Name of the class where the folder names none.
+        names: The class where the folder names none, and what old folders call it.
         backend: ``"pil"`` or ``"torchvision"``.
 
     Raises:
         ModelError: If transformers has no such class for this backend.
     """
-    name = _stock_name(folder, default)
+    name = _stock_name(folder, names)
     # The class is named, not looked up by AutoImageProcessor, which would choose the backend by
     # what happens to be installed: train and serve would differ from machine to machine.
     if backend == "torchvision":
         _require_torchvision()
-        processor_class = _stock_class(name)
+        processor_class = stock_class(name)
     else:
-        processor_class = _stock_class(f"{name}Pil")
+        processor_class = stock_class(f"{name}Pil")
     if processor_class is None:
         raise ModelError(
             f"{folder} names the image processor {name!r}, which the installed transformers does "
@@ -130,14 +133,16 @@ def image_processor_type(processor: BaseImageProcessor) -> str:
     return type(processor).__name__.removesuffix("Pil")
 
 
-def _stock_name(folder: str, default: str) -> str:
+def _stock_name(folder: str, names: Sequence[str]) -> str:
     """What the folder calls its image processor; "Fast" was once the name of a backend."""
+    default, *former = names
     named = _image_settings(Path(folder)).get("image_processor_type")
     name = str(named or default).removesuffix("Fast").removesuffix("Pil")
-    return name if name.endswith("ImageProcessor") else default
+    return name if name.endswith("ImageProcessor") and name not in former else default
 
 
-def _stock_class(name: str) -> Any:
+def stock_class(name: str) -> Any:
+    """A class of transformers by its name; None where it has none."""
     import transformers
 
     try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlmtune.data.conversation import Box, Conversation
 from vlmtune.errors import DataError
+from vlmtune.models.decode import Decoding, pad_left
 from vlmtune.models.encode import Encoded, Encoder
 from vlmtune.models.family import Tokens
 
@@ -74,11 +75,41 @@ def generate(
     return [answers[index] for index in range(len(questions))]
 
 
-@torch.no_grad()
 def generate_batch(
     model: PreTrainedModel, encoder: Encoder, rows: Sequence[Encoded], max_new_tokens: int
 ) -> list[Generation]:
-    """Answer encoded questions in one batch, left-padded."""
+    """Answer encoded questions in one batch, left-padded; an answered row leaves the batch."""
+    if not encoder.family.facts.decodes:
+        return _stock(model, encoder, rows, max_new_tokens)
+    said: list[list[int]] = [[] for _ in rows]
+    running = list(range(len(rows)))
+    decoding = Decoding(model, encoder, rows)
+    while running:
+        tokens = decoding.logits.argmax(dim=-1)
+        for row, token in zip(running, tokens.tolist(), strict=True):
+            said[row].append(token)
+        going = [
+            place
+            for place, row in enumerate(running)
+            if said[row][-1] not in encoder.end_ids and len(said[row]) < max_new_tokens
+        ]
+        if len(going) < len(running):
+            decoding.keep(going)
+            running = [running[place] for place in going]
+            tokens = tokens[going]
+        if running:
+            decoding.step(tokens)
+    return [answer_of(encoder, row, ids) for row, ids in zip(rows, said, strict=True)]
+
+
+@torch.no_grad()
+def _stock(
+    model: PreTrainedModel, encoder: Encoder, rows: Sequence[Encoded], max_new_tokens: int
+) -> list[Generation]:
+    """The model's own ``generate``, for families whose decoding is not known."""
+    if len(rows) > 1 and not encoder.family.facts.batches:
+        alone = (_stock(model, encoder, [row], max_new_tokens) for row in rows)
+        return [answer for answers in alone for answer in answers]
     batch = pad_left(encoder, rows)
     inputs = encoder.family.generate_inputs(
         {name: tensor.to(model.device) for name, tensor in batch.items()}
@@ -86,7 +117,7 @@ def generate_batch(
     answer: Callable[..., Tensor] = cast(Any, model).generate
     output = answer(**inputs, max_new_tokens=max_new_tokens)
     answers = output[:, batch["input_ids"].shape[1] :].tolist()
-    return [_answer(encoder, row, ids) for row, ids in zip(rows, answers, strict=True)]
+    return [answer_of(encoder, row, ids) for row, ids in zip(rows, answers, strict=True)]
 
 
 def tokens_of(encoder: Encoder, row: Conversation, *, ask: bool) -> Tokens:
@@ -105,27 +136,9 @@ def tokens_of(encoder: Encoder, row: Conversation, *, ask: bool) -> Tokens:
         ) from error
 
 
-def pad_left(encoder: Encoder, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Rows side by side, right-aligned: ``input_ids (rows, longest)`` and what belongs to it."""
-    longest = max(len(row.tokens) for row in rows)
-    input_ids = torch.full((len(rows), longest), _pad_id(encoder), dtype=torch.long)
-    image_mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-    attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for index, row in enumerate(rows):
-        start = longest - len(row.tokens)
-        input_ids[index, start:] = torch.from_numpy(row.tokens.ids)
-        image_mask[index, start:] = torch.from_numpy(row.tokens.image_mask)
-        attention_mask[index, start:] = 1
-    return {
-        "input_ids": input_ids,
-        "image_mask": image_mask,
-        "attention_mask": attention_mask,
-        **encoder.family.join_vision([row.vision for row in rows]),
-    }
-
-
-def _answer(encoder: Encoder, row: Encoded, ids: list[int]) -> Generation:
-    ends = _end_ids(encoder)
+def answer_of(encoder: Encoder, row: Encoded, ids: list[int]) -> Generation:
+    """An answer from the ids that a model said, up to its end."""
+    ends = encoder.end_ids
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     finished = length < len(ids)
     tokenizer = encoder.family.parts.tokenizer
@@ -154,8 +167,8 @@ def _greedy(model: PreTrainedModel, encoder: Encoder) -> Iterator[None]:
     own, training = model.generation_config, model.training
     model.generation_config = GenerationConfig(
         do_sample=False,
-        eos_token_id=sorted(_end_ids(encoder)),
-        pad_token_id=_pad_id(encoder),
+        eos_token_id=sorted(encoder.end_ids),
+        pad_token_id=encoder.pad_id,
         use_cache=True,
     )
     model.eval()
@@ -164,15 +177,3 @@ def _greedy(model: PreTrainedModel, encoder: Encoder) -> Iterator[None]:
     finally:
         model.generation_config = own
         model.train(training)
-
-
-def _end_ids(encoder: Encoder) -> set[int]:
-    """The end of a turn, and the tokenizer's end and padding, which base models stop with."""
-    eos = encoder.family.parts.tokenizer.eos_token_id
-    return {encoder.end_id, _pad_id(encoder)} | ({eos} if isinstance(eos, int) else set())
-
-
-def _pad_id(encoder: Encoder) -> int:
-    tokenizer = encoder.family.parts.tokenizer
-    identifier = tokenizer.pad_token_id
-    return int(identifier) if identifier is not None else encoder.end_id

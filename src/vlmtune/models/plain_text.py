@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,11 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        added = tokenizer.get_added_tokens_decoder().values()
+        symbols = [token for token in added if _is_text(tokenizer, token)]
         self._by_place = {place: _text_only(tokenizer, place) for place in Place}
+        for text_only in self._by_place.values():
+            text_only.add_tokens(symbols)
 
     def ids(self, text: str, place: Place) -> list[int]:
         """Ids of a text that stands in ``place``."""
@@ -44,6 +48,23 @@ class TextTokenizer:
         """Where each token of ``ids`` begins in the text, in characters."""
         encoding = self._by_place[place].encode(text, add_special_tokens=False)
         return [start for start, _ in encoding.offsets]
+
+
+def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the added tokens that are no text.
+
+    Text are the symbols that an author of SentencePiece's defined as pieces of their own, such as
+    Gemma's runs of newlines: not special, and in the vocabulary of the model itself.
+    """
+    return {
+        token.content: identifier
+        for identifier, token in tokenizer.get_added_tokens_decoder().items()
+        if not _is_text(tokenizer, token)
+    }
+
+
+def _is_text(tokenizer: Tokenizer, token: AddedToken) -> bool:
+    return not token.special and tokenizer.model.token_to_id(token.content) is not None
 
 
 @dataclass(frozen=True)

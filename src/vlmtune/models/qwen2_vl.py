@@ -63,7 +63,7 @@ class Qwen2VL(Family):
         return policy.model_copy(update={"max_pixels": highest, "min_pixels": lowest})
 
     def resized(self, size: Size, policy: ImagePolicy) -> Size:
-        """Multiples of 28 pixels nearest to the aspect within the policy's area."""
+        """Whole tokens a side, nearest to the aspect within the policy's area."""
         settled = self.settle(policy)
         if settled.size is not None:
             return Size(width=settled.size[1], height=settled.size[0])
@@ -82,12 +82,12 @@ class Qwen2VL(Family):
         return Size(width=width, height=height)
 
     def visual_tokens(self, size: Size, policy: ImagePolicy) -> int:
-        """One token a square of 28 pixels of the resized image."""
+        """One token a square of ``patch_size * merge_size`` pixels of the resized image."""
         resized = self.resized(size, policy)
         return (resized.width // self._token) * (resized.height // self._token)
 
     def image_inputs(self, images: Sequence[Picture], policy: ImagePolicy) -> dict[str, Tensor]:
-        """Patches ``(patches, channels*time*14*14)`` of all images, grids ``(images, 3)``."""
+        """Patches ``(patches, channels*time*side*side)`` of all images, grids ``(images, 3)``."""
         if not images:
             return {}
         settled = self.settle(policy)
@@ -156,12 +156,9 @@ class Qwen2VL(Family):
             start = end
         return torch.from_numpy(positions)
 
-    def forward_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """As the plain one, with a fourth row of positions."""
-        return {
-            **super().forward_inputs(batch),
-            "position_ids": batch["positions"].unsqueeze(1),  # (4, 1, tokens)
-        }
+    def position_arguments(self, positions: Tensor) -> dict[str, Any]:
+        """All four rows, ``(4, batch, tokens)``."""
+        return {"position_ids": positions}
 
     def vision_arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """The model makes the positions of images from the token types."""
@@ -219,5 +216,5 @@ class Qwen2VL(Family):
 
     @property
     def _token(self) -> int:
-        """Side in pixels of the square that becomes one token: 28."""
+        """Side in pixels of the square that becomes one token: 28, of 14-pixel patches."""
         return int(self.parts.vision["patch_size"]) * int(self.parts.vision["merge_size"])

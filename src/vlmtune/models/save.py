@@ -22,6 +22,7 @@ COMPANIONS = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "qwen.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmtune.data.conversation import Image, Message, Text
 from vlmtune.errors import ModelError
+from vlmtune.models.plain_text import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,9 +106,7 @@ class Template:
         self._tokenizer = tokenizer
         self._template = template
         self._image = image
-        self._controls = {
-            str(token): identifier for token, identifier in tokenizer.get_added_vocab().items()
-        }
+        self._controls = control_tokens(tokenizer.backend_tokenizer)
         longest_first = sorted({*self._controls, image}, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._opening = _opening(tokenizer)
@@ -151,7 +150,7 @@ class Template:
         failures = []
         for style in self._styles:
             try:
-                rendered = self._render(messages, ask, style)
+                rendered = self._as_asked(messages, self._render(messages, ask, style), style)
                 leads = self._leads(messages, rendered, style)
                 items = self._items(messages, rendered, leads)
                 _verify(messages, items)
@@ -192,6 +191,23 @@ class Template:
             *self._literals(rendered[start : max(start, lead)], lead=False),
             *self._literals(rendered[max(start, lead) : end], lead=True),
         ]
+
+    def _as_asked(self, messages: Sequence[Message], rendered: str, style: Style) -> str:
+        """A rendering whose last answer begins as it is asked for, where only blanks differ.
+
+        Some templates write a blank between the role and the answer's line, and ask for an answer
+        without it: what is asked is what is served, and has to be what is trained.
+        """
+        last = len(messages) - 1
+        if messages[last].role != "assistant":
+            return rendered
+        answer = next((run for run in RUN.finditer(rendered) if _belongs(run, last)), None)
+        if answer is None:
+            return rendered
+        asked, written = self._render(messages[:last], True, style), rendered[: answer.start()]
+        if written.startswith(asked) or asked.split() != written.split():
+            return rendered
+        return asked + rendered[answer.start() :]
 
     def _leads(self, messages: Sequence[Message], rendered: str, style: Style) -> dict[int, int]:
         """Where each answer is asked for: start of its first slot -> end of the asking."""
@@ -271,6 +287,12 @@ def _as_parts(message: Message, row: int) -> list[dict[str, str]]:
         else:
             parts.append({"type": "text", "text": GUARD + marker + GUARD})
     return parts
+
+
+def _belongs(run: re.Match[str], message: int) -> bool:
+    """Whether a run of slots is of a turn."""
+    first = MARKERS.search(run[2])
+    return first is not None and int(first[1]) == message
 
 
 def _last_text(message: Message) -> int:

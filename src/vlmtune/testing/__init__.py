@@ -13,13 +13,27 @@ from pathlib import Path
 
 from vlmtune.errors import UsageError, VlmtuneError
 from vlmtune.models.torchvision import torchvision_fault
-from vlmtune.testing.idefics import idefics2
-from vlmtune.testing.qwen import qwen2_vl
+from vlmtune.testing.gemma import gemma3
+from vlmtune.testing.idefics import idefics2, idefics3, smolvlm
+from vlmtune.testing.internvl import internvl
+from vlmtune.testing.llava import llava, llava_next, llava_onevision
+from vlmtune.testing.qwen import qwen2_5_vl, qwen2_vl, qwen3_vl
+from vlmtune.testing.qwen_vl import qwen_vl
 from vlmtune.testing.size import TinySize as TinySize
 
 FAMILIES: dict[str, Callable[[Path, int, TinySize], None]] = {
     "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "qwen_vl": qwen_vl,
+    "internvl": internvl,
     "idefics2": idefics2,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
+    "llava": llava,
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    "gemma3": gemma3,
 }
 FIRST = next(iter(FAMILIES))  # what the quickstart starts from until it has a base of its own
 
