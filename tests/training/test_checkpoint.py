@@ -17,6 +17,7 @@ from tiny_world import MakeRecipe, copied, fingerprint
 from vlmtune.errors import CheckpointError
 from vlmtune.runs.checkpoints import MANIFEST, checkpoints, faults, newest_good
 from vlmtune.training.checkpoint import TEMPORARY, State, load_state, prune, save_checkpoint
+from vlmtune.training.distributed import Ranks
 from vlmtune.verbs.train import train
 
 FILES = (
@@ -167,7 +168,7 @@ class World:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         state = State(step=step)
-        return save_checkpoint(self.folder, state, self.optimizer, self.parameters, write)
+        return save_checkpoint(self.folder, state, self.optimizer, self.parameters, write, Ranks())
 
 
 @pytest.fixture
@@ -185,16 +186,16 @@ def test_state_and_optimizer_come_back(world):
     again.optimizer.state.clear()
     torch.manual_seed(1)
     drawn = torch.rand(3)
-    state = load_state(path, again.optimizer, again.parameters)
+    state = load_state(path, again.optimizer, again.parameters, Ranks())
     assert state == State(step=3)
     for name, parameter in world.parameters.items():
         mine, theirs = world.optimizer.state[parameter], again.optimizer.state
         assert mine.keys() == theirs[again.parameters[name]].keys()
         for key, value in mine.items():
             assert torch.equal(value, theirs[again.parameters[name]][key])
-    load_state(path, again.optimizer, again.parameters)
+    load_state(path, again.optimizer, again.parameters, Ranks())
     first = torch.rand(3)
-    load_state(path, again.optimizer, again.parameters)
+    load_state(path, again.optimizer, again.parameters, Ranks())
     assert torch.equal(first, torch.rand(3))
     assert not torch.equal(first, drawn)
 
@@ -203,7 +204,7 @@ def test_an_optimizer_of_other_parameters_is_refused(world):
     path = world.save(1)
     parameters = {"other": world.model.weight}
     with pytest.raises(CheckpointError, match="2 parameters that do not train now"):
-        load_state(path, world.optimizer, parameters)
+        load_state(path, world.optimizer, parameters, Ranks())
 
 
 def test_the_newest_and_the_best_stay(world):

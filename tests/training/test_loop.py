@@ -91,6 +91,7 @@ def test_every_row_is_in_the_ledger(world, tmp_path):
     trained = [
         identity
         for record in read_lines(tmp_path / "run" / "ledger.jsonl")
+        if record["event"] == "trained"
         for identity in record["ids"]
     ]
     assert sorted(trained) == sorted(dataset.split("train").ids * 2)
@@ -137,7 +138,7 @@ def test_a_step_that_is_not_finite_is_not_applied(world, tmp_path, monkeypatch):
     run(world, tmp_path / "run", observer=Watch())
     assert weights == [(True, 1), (False, 2), (True, 3)]
     events = [record["event"] for record in read_lines(tmp_path / "run" / "ledger.jsonl")]
-    assert events == ["trained", "skipped_step", "trained"]
+    assert events == ["trained", "trainability", "skipped_step", "trained"]
     assert "loss" not in list(read_lines(tmp_path / "run" / "metrics.jsonl"))[1]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from vlmtune.training.config import TrainingConfig
-from vlmtune.training.optim import learning_rate, make_optimizer, make_scaler
+from vlmtune.training.optim import learning_rate, make_optimizer, make_scaler, set_learning_rates
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
@@ -54,6 +54,24 @@ def test_only_matrices_decay():
         "1.weight": 0.0,
         "1.bias": 0.0,
     }
+
+
+def test_parts_have_learning_rates_of_their_own_on_one_schedule():
+    """And the same schedule: the rates keep their ratio from the first step to the last."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    config = TrainingConfig(learning_rate=1e-3, warmup_steps=2, schedule="cosine", weight_decay=0.1)
+    parameters = dict(model.named_parameters())
+    optimizer = make_optimizer(parameters, config, {"0.weight": 1e-5, "0.bias": 1e-5})
+    assert len(optimizer.param_groups) == 3  # matrices and vectors at 1e-5, vectors at 1e-3
+    own = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    for step in range(1, 9):
+        set_learning_rates(optimizer, config, step, 8)
+        rate = learning_rate(config, step, 8)
+        assert own[id(parameters["1.weight"])]["lr"] == rate
+        for name in ("0.weight", "0.bias"):
+            assert own[id(parameters[name])]["lr"] == pytest.approx(rate / 100, rel=1e-12)
+    assert own[id(parameters["0.weight"])]["weight_decay"] == 0.1
+    assert own[id(parameters["0.bias"])]["weight_decay"] == 0.0
 
 
 def test_only_fp16_scales_the_loss():

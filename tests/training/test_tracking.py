@@ -200,6 +200,6 @@ def test_a_missing_tracker_is_said_before_anything_long(make_recipe, tmp_path, m
 
     if importlib.util.find_spec("swanlab") is not None:
         pytest.skip("swanlab is installed here")
-    monkeypatch.setattr(verb, "load_model", lambda *_, **__: pytest.fail("loaded weights first"))
+    monkeypatch.setattr(verb, "load_start", lambda *_, **__: pytest.fail("loaded weights first"))
     with pytest.raises(MissingExtraError, match=r"pip install 'vlmtune\[swanlab\]'"):
         verb.train(make_recipe(tracking__to=["swanlab"]), run_dir=tmp_path / "run")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlmtune.cli.loading import Base, Device, Dtype, MaxPixels
+from vlmtune.cli.loading import Base, Device, DeviceMap, Dtype, MaxPixels, Quantization
 from vlmtune.cli.output import Debug, Json, errors, finish
 
 
@@ -28,6 +28,8 @@ def evaluate(  # noqa: PLR0913
     base: Base = None,
     dtype: Dtype = None,
     device: Device = None,
+    quantization: Quantization = None,
+    device_map: DeviceMap = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -49,7 +51,12 @@ def evaluate(  # noqa: PLR0913
                 max_new_tokens=max_new_tokens,
                 image=ImagePolicy(max_pixels=max_pixels),
                 base=base,
-                loading=LoadingConfig(dtype=dtype, device=device),
+                loading=LoadingConfig(
+                    dtype=dtype,
+                    device=device,
+                    quantization=quantization,
+                    device_map=device_map,
+                ),
                 observer=observer,
             )
         lines = [

@@ -20,7 +20,7 @@ Json = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and libraries' warnings.")]
 
-NOISY = ("httpx", "huggingface_hub", "transformers", "datasets", "peft")
+NOISY = ("httpx", "huggingface_hub", "transformers", "datasets", "peft", "bitsandbytes")
 
 
 def say(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vlmtune.cli.loading import Base, Device, Dtype, MaxPixels
+from vlmtune.cli.loading import Base, Device, DeviceMap, Dtype, MaxPixels, Quantization
 from vlmtune.cli.output import Debug, Json, errors, finish
 
 
@@ -18,6 +18,9 @@ def predict(  # noqa: PLR0913
     prompt: Annotated[
         str | None, typer.Option(help="The question; unless given, the one trained on.")
     ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Text before the images; unless given, the one trained on.")
+    ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Open URLs of images on the public internet.")
     ] = False,
@@ -26,6 +29,8 @@ def predict(  # noqa: PLR0913
     base: Base = None,
     dtype: Dtype = None,
     device: Device = None,
+    quantization: Quantization = None,
+    device_map: DeviceMap = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -39,10 +44,16 @@ def predict(  # noqa: PLR0913
             model,
             image or [],
             prompt,
+            instruction=instruction,
             max_new_tokens=max_new_tokens,
             allow_urls=allow_urls,
             image=ImagePolicy(max_pixels=max_pixels),
             base=base,
-            loading=LoadingConfig(dtype=dtype, device=device),
+            loading=LoadingConfig(
+                dtype=dtype,
+                device=device,
+                quantization=quantization,
+                device_map=device_map,
+            ),
         )
         finish(result, as_json=as_json, lines=[result["text"]])

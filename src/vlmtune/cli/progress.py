@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -13,10 +13,13 @@ from vlmtune.verbs.observer import Observer
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from rich.table import Table
 
     from vlmtune.training.loop import StepReport
+    from vlmtune.training.trainability import PartGradient
 
 QUIET_SECONDS = 10.0
+TABLE_WIDTH = 100
 
 
 @contextmanager
@@ -65,6 +68,10 @@ class Bars(Observer):
         self.progress(report.step, report.steps)
         self._progress.update(self._task, note=step_line(report))
 
+    def trainability(self, rows: Sequence[PartGradient]) -> None:
+        """Print the table above the bars."""
+        self._progress.console.print(trainability_table(rows))
+
 
 class Lines(Observer):
     """Plain lines for logs."""
@@ -96,6 +103,30 @@ class Lines(Observer):
         pace = (monotonic() - began) / (report.step - done)
         left = clock(pace * (report.steps - report.step))
         say(f"step {report.step}/{report.steps}  {step_line(report)}  left {left}")
+
+    def trainability(self, rows: Sequence[PartGradient]) -> None:
+        """Print the table, as wide as it needs to be."""
+        from rich.console import Console
+
+        Console(stderr=True, width=TABLE_WIDTH, color_system=None).print(trainability_table(rows))
+
+
+def trainability_table(rows: Sequence[PartGradient]) -> Table:
+    """Which parts train, and what gradient reached them."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("part")
+    for name in ("parameters", "trainable", "gradient norm", "without gradient"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        seen = f"{row.gradient_norm:.3g}" if row.gradient_norm is not None else "frozen"
+        if row.trainable and row.step is None:
+            seen = "no image came"
+        without = f"{row.without_gradient} tensors" if row.trainable else ""
+        table.add_row(row.part, f"{row.parameters:,}", f"{row.trainable:,}", seen, without)
+    return table
 
 
 def step_line(report: StepReport) -> str:

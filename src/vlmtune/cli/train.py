@@ -38,7 +38,8 @@ def train(
             result = start(
                 loaded, run_dir=run, resume=resume, allow_change=allow_change, observer=observer
             )
-        finish(result, as_json=as_json, lines=train_lines(result))
+        if result:  # of several processes one speaks
+            finish(result, as_json=as_json, lines=train_lines(result))
 
 
 def train_lines(result: dict[str, Any]) -> list[str]:

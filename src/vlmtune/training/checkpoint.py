@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vlmtune.errors import CheckpointError
 from vlmtune.files import sync, to_json
 from vlmtune.runs.checkpoints import checkpoints, seal, step_of
+from vlmtune.training.distributed import Ranks
 
 TEMPORARY = ".writing-"
 
@@ -58,7 +59,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     parameters: dict[str, nn.Parameter],
     write_weights: Callable[[Path], None],
-) -> Path:
+    ranks: Ranks,
+) -> Path | None:
     """Write ``step-000042`` into a run's ``checkpoints`` folder.
 
     Args:
@@ -67,10 +69,14 @@ def save_checkpoint(
         optimizer: The optimizer of ``parameters``.
         parameters: What trains, by name.
         write_weights: Writes weights and contract into the folder that it is given.
+        ranks: The processes of the run; all of them call, and the first one writes.
 
     Returns:
-        The checkpoint's folder.
+        The checkpoint's folder, in the process that wrote it.
     """
+    random_states = _random_tensors(ranks)
+    if not ranks.first:
+        return None
     target = folder / f"step-{state.step:06d}"
     temporary = folder / f"{TEMPORARY}{target.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -78,7 +84,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         write_weights(temporary)
         save_file(_optimizer_tensors(optimizer, parameters), temporary / "optimizer.safetensors")
-        save_file(_random_tensors(), temporary / "random.safetensors")
+        save_file(random_states, temporary / "random.safetensors")
         (temporary / "state.json").write_text(
             to_json({**vars(state), "python_random": _python_random()}) + "\n", encoding="utf-8"
         )
@@ -122,16 +128,21 @@ def token_budget_of(checkpoint: Path | None) -> int | None:
 
 
 def load_state(
-    folder: Path, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, nn.Parameter],
+    ranks: Ranks,
 ) -> State:
     """Put optimizer and random states back, and say where the run stood. Weights are not touched.
+
+    A process that the checkpoint's run did not have starts random numbers of its own.
 
     Raises:
         CheckpointError: If the optimizer's state belongs to other parameters.
     """
     raw = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     _restore_optimizer(optimizer, parameters, load_file(folder / "optimizer.safetensors"))
-    _restore_random(load_file(folder / "random.safetensors"), raw.pop("python_random"))
+    _restore_random(load_file(folder / "random.safetensors"), raw.pop("python_random"), ranks)
     return State(**raw)
 
 
@@ -169,17 +180,19 @@ def _restore_optimizer(
         optimizer.state[parameter][entry] = value.to(device)
 
 
-def _random_tensors() -> dict[str, Tensor]:
+def _random_tensors(ranks: Ranks) -> dict[str, Tensor]:
+    """Python's and NumPy's state of this process, torch's of every one."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     assert kind == "MT19937"
     tensors = {
-        "torch": torch.get_rng_state(),
         "numpy.keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
         "numpy.rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
     }
+    for rank, value in enumerate(ranks.gather(torch.get_rng_state())):
+        tensors[f"torch.{rank}"] = value
     if torch.cuda.is_available():
-        for index, value in enumerate(torch.cuda.get_rng_state_all()):
-            tensors[f"cuda.{index}"] = value
+        for rank, value in enumerate(ranks.gather(torch.cuda.get_rng_state())):
+            tensors[f"cuda.{rank}"] = value
     return tensors
 
 
@@ -188,14 +201,14 @@ def _python_random() -> list[Any]:
     return [version, list(internal), gauss]
 
 
-def _restore_random(tensors: dict[str, Tensor], python: list[Any]) -> None:
-    torch.set_rng_state(tensors["torch"])
+def _restore_random(tensors: dict[str, Tensor], python: list[Any], ranks: Ranks) -> None:
+    own = f"torch.{ranks.rank}"
+    if own in tensors:
+        torch.set_rng_state(tensors[own])
     position, has_gauss, gauss = tensors["numpy.rest"].tolist()
     keys = tensors["numpy.keys"].numpy().astype(np.uint32)
     state = ("MT19937", keys, int(position), int(has_gauss), gauss)
     np.random.set_state(state)
     random.setstate((python[0], tuple(python[1]), python[2]))
-    if torch.cuda.is_available():
-        saved = [name for name in tensors if name.startswith("cuda.")]
-        for name in saved[: torch.cuda.device_count()]:
-            torch.cuda.set_rng_state(tensors[name], int(name.split(".")[1]))
+    if torch.cuda.is_available() and f"cuda.{ranks.rank}" in tensors:
+        torch.cuda.set_rng_state(tensors[f"cuda.{ranks.rank}"])

@@ -9,8 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from vlmtune.batching.collate import PackedBatch, pack
 from vlmtune.batching.planner import Plan, Step
+from vlmtune.data.answers import acceptable_answers, answering
 from vlmtune.data.dataset import Rows
 from vlmtune.models.encode import Encoder
+from vlmtune.training.distributed import Ranks, deal
 
 AHEAD = 2  # steps prepared while one is trained
 
@@ -23,13 +25,17 @@ class Loader:
         encoder: The model's encoder.
         plan: Which rows make which step.
         workers: Threads; 0 does the work in the calling thread.
+        ranks: The processes that share each step's packs.
     """
 
-    def __init__(self, rows: Rows, encoder: Encoder, plan: Plan, workers: int) -> None:
+    def __init__(
+        self, rows: Rows, encoder: Encoder, plan: Plan, workers: int, ranks: Ranks | None = None
+    ) -> None:
         self._rows = rows
         self._encoder = encoder
         self._plan = plan
         self._workers = workers
+        self._ranks = ranks or Ranks()
         self._reading = threading.Lock()  # the reader keeps a cache; encoding needs no lock
 
     def row_id(self, index: int) -> str:
@@ -37,12 +43,12 @@ class Loader:
         return self._rows.ids[index]
 
     def steps(self, start: int) -> Iterator[tuple[Step, list[PackedBatch]]]:
-        """Steps after ``start`` (steps done so far) with their batches."""
+        """Steps after ``start`` (steps done so far) with this process's batches, maybe none."""
         numbers = range(start + 1, self._plan.steps + 1)
         if self._workers == 0:
             for number in numbers:
                 step = self._plan.step(number)
-                yield step, [self._pack(indices) for indices in step.packs]
+                yield step, [self._pack(step, indices) for indices in self._own(step)]
             return
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vlmtune-loader")
         try:
@@ -56,7 +62,8 @@ class Loader:
         waiting: deque[tuple[Step, list[Future[PackedBatch]]]] = deque()
         for number in numbers:
             step = self._plan.step(number)
-            waiting.append((step, [pool.submit(self._pack, indices) for indices in step.packs]))
+            futures = [pool.submit(self._pack, step, indices) for indices in self._own(step)]
+            waiting.append((step, futures))
             if len(waiting) > AHEAD:
                 ready, futures = waiting.popleft()
                 yield ready, [future.result() for future in futures]
@@ -64,10 +71,19 @@ class Loader:
             ready, futures = waiting.popleft()
             yield ready, [future.result() for future in futures]
 
-    def _pack(self, indices: Sequence[int]) -> PackedBatch:
+    def _own(self, step: Step) -> list[tuple[int, ...]]:
+        """The packs that this process trains."""
+        loads = [int(self._plan.lengths[list(pack)].sum()) for pack in step.packs]
+        return [step.packs[place] for place in deal(loads, self._ranks.count)[self._ranks.rank]]
+
+    def _pack(self, step: Step, indices: Sequence[int]) -> PackedBatch:
+        answers = dict(zip(step.rows, step.answers, strict=False))  # empty where none is drawn
         rows = []
         for index in indices:
             with self._reading:
                 row = self._rows[index]
+            number = answers.get(index)
+            if number is not None:
+                row = answering(row, acceptable_answers(row)[number])
             rows.append(self._encoder.encode(row))
         return pack(self._encoder.family, rows)

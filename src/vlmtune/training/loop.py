@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,12 @@ from vlmtune.models.family import Family
 from vlmtune.runs.folder import RunFolder
 from vlmtune.training.checkpoint import State, prune, save_checkpoint
 from vlmtune.training.config import TrainingConfig
+from vlmtune.training.distributed import Ranks
 from vlmtune.training.loader import Loader
 from vlmtune.training.loss import mean_loss, summed_loss
 from vlmtune.training.memory import peak_memory
-from vlmtune.training.optim import autocast, learning_rate
+from vlmtune.training.optim import autocast, learning_rate, set_learning_rates
+from vlmtune.training.trainability import PartGradient, TrainabilityProof
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +91,10 @@ def _silent(report: StepReport) -> None:
     """Report to nobody."""
 
 
+def _unseen(rows: Sequence[PartGradient]) -> None:
+    """Show the proof to nobody."""
+
+
 @dataclass
 class Job:
     """All that a run is made of.
@@ -104,10 +110,13 @@ class Job:
         loader: Makes their batches.
         folder: The run's folder.
         write_weights: Writes weights and contract into a checkpoint's folder.
+        ranks: The processes that train together; the first one writes.
+        proof: Stops the run where a part that should train gets no gradient, or a frozen one does.
         probe: Fixed batches for the loss during training; may be empty.
         probe_steps: Steps between two measurements of it.
         state: Where the run stands.
         on_step: Called after every step.
+        on_proof: Called once, when the gradients of every part have been seen.
     """
 
     model: PreTrainedModel
@@ -120,10 +129,13 @@ class Job:
     loader: Loader
     folder: RunFolder
     write_weights: Callable[[Path], None]
+    proof: TrainabilityProof
     probe: Sequence[PackedBatch] = ()
     probe_steps: int = 100
     state: State = field(default_factory=State)
+    ranks: Ranks = field(default_factory=Ranks)
     on_step: Callable[[StepReport], None] = _silent
+    on_proof: Callable[[Sequence[PartGradient]], None] = _unseen
 
 
 def run(job: Job) -> State:
@@ -135,12 +147,14 @@ def run(job: Job) -> State:
     Raises:
         StoppedError: On SIGINT or SIGTERM, after a checkpoint.
         DivergedError: If gradients stop being finite.
+        TrainabilityError: If the first gradients are not those of the parts that should train.
     """
     steps, failures = job.plan.steps, 0
     job.model.train()
     with _stop_signals() as stopped:
         started = time.perf_counter()
         for step, batches in job.loader.steps(start=job.state.step):
+            proving = not job.proof.complete
             report = _train_step(job, step, batches, started)
             failures = 0 if report.applied or job.scaler.is_enabled() else failures + 1
             if failures == PATIENCE:
@@ -149,35 +163,41 @@ def run(job: Job) -> State:
             last = step.number == steps
             if job.probe and (last or step.number % job.probe_steps == 0):
                 report = _probe(job, report)
-            _log(job, step, report)
-            job.on_step(report)
-            stopping = bool(stopped)  # asked once: a later signal is answered after the next save
+            if job.ranks.first:
+                _log(job, step, report)
+                if proving and (job.proof.complete or last):
+                    _tell_proof(job, step)
+                job.on_step(report)
+            # Asked once, and alike everywhere: a later signal is answered after the next save.
+            stopping = job.ranks.any(bool(stopped))
             if last or step.number % job.config.save_steps == 0 or stopping:
                 _save(job)
             if stopping or (last and stopped):
-                raise _stopped(job, stopped[0])
+                raise _stopped(job, stopped[0] if stopped else signal.SIGTERM)
             started = time.perf_counter()
     return job.state
 
 
 def _train_step(job: Job, step: Step, batches: list[PackedBatch], started: float) -> StepReport:
-    device = job.model.device
-    labels = sum(batch.labels for batch in batches)
-    total = torch.zeros((), device=device)
-    for batch in batches:
-        with autocast(job.config, device):
-            loss = summed_loss(job.model, job.family, batch.to(device)) / labels
-        job.scaler.scale(loss).backward()
-        total += loss.detach()
-    job.scaler.unscale_(job.optimizer)
-    norm = _clip(list(job.parameters.values()), job.config.clip)
+    device, ranks = job.model.device, job.ranks
+    counts = ranks.total(
+        sum(batch.labels for batch in batches), sum(batch.tokens for batch in batches)
+    )
+    labels, tokens = (int(count) for count in counts)
+    (loss_value,) = ranks.total(float(_backward(job, batches, labels)))
+    ranks.add_gradients(job.parameters.values())
+    # Nothing moves where the vision tower alone trains, and no row of the step has an image.
+    moves = any(parameter.grad is not None for parameter in job.parameters.values())
+    if moves:
+        job.scaler.unscale_(job.optimizer)
+    if not job.proof.complete:
+        job.proof.observe(step.number, images=ranks.any(_have_images(job.family, batches)))
+    norm_value = float(_clip(list(job.parameters.values()), job.config.clip))
     rate = learning_rate(job.config, step.number, job.plan.steps)
-    for group in job.optimizer.param_groups:
-        group["lr"] = rate
-    loss_value, norm_value = float(total), float(norm)
+    set_learning_rates(job.optimizer, job.config, step.number, job.plan.steps)
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
     # The scaler leaves the step out by itself where a gradient overflowed, and lowers its scale.
-    if finite or job.scaler.is_enabled():
+    if moves and (finite or job.scaler.is_enabled()):
         job.scaler.step(job.optimizer)
         job.scaler.update()
     job.optimizer.zero_grad(set_to_none=True)
@@ -189,11 +209,40 @@ def _train_step(job: Job, step: Step, batches: list[PackedBatch], started: float
         gradient_norm=norm_value,
         applied=finite,
         samples=len(step.rows),
-        tokens=sum(batch.tokens for batch in batches),
+        tokens=tokens,
         labels=labels,
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_memory(device),
     )
+
+
+def _backward(job: Job, batches: Sequence[PackedBatch], labels: int) -> Tensor:
+    """This process's share of the gradients of the step's mean loss, and of that loss."""
+    device = job.model.device
+    total = torch.zeros((), device=device)
+    for batch in batches:
+        with autocast(job.config, device):
+            loss = summed_loss(job.model, job.family, batch.to(device)) / labels
+        if loss.requires_grad:
+            job.scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def _have_images(family: Family, batches: Sequence[PackedBatch]) -> bool:
+    return any(name in batch.inputs for batch in batches for name in family.facts.joins)
+
+
+def _tell_proof(job: Job, step: Step) -> None:
+    """Write down which parts the first gradients reached, and what remained unseen."""
+    rows = job.proof.rows
+    parts = [vars(row) for row in rows]
+    event = {"step": step.number, "event": "trainability", "parts": parts}
+    append_lines(job.folder.ledger, [event])
+    for row in rows:
+        if row.step is None and row.trainable:
+            logger.warning("no step had an image: the %s part did not train", row.part)
+    job.on_proof(rows)
 
 
 def _clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
@@ -231,14 +280,20 @@ def _log(job: Job, step: Step, report: StepReport) -> None:
             del record[name]  # JSON has no NaN; ``applied`` says that the step was left out
     ids = [job.loader.row_id(index) for index in step.rows]
     event = "trained" if report.applied else "skipped_step"
-    append_lines(job.folder.ledger, [{"step": step.number, "event": event, "ids": ids}])
+    entry: dict[str, Any] = {"step": step.number, "event": event, "ids": ids}
+    if step.answers:
+        entry["answers"] = list(step.answers)  # which of its references each row was trained on
+    append_lines(job.folder.ledger, [entry])
     append_lines(job.folder.metrics, [record])
 
 
 def _save(job: Job) -> None:
     config, state = job.config, job.state
-    save_checkpoint(job.folder.checkpoints, state, job.optimizer, job.parameters, job.write_weights)
-    prune(job.folder.checkpoints, config.keep, state.best_step)
+    save_checkpoint(
+        job.folder.checkpoints, state, job.optimizer, job.parameters, job.write_weights, job.ranks
+    )
+    if job.ranks.first:
+        prune(job.folder.checkpoints, config.keep, state.best_step)
 
 
 def _diverged(job: Job, step: Step) -> DivergedError:

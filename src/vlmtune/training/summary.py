@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,11 @@ import yaml
 from vlmtune.data.conversation import Conversation
 from vlmtune.data.mixture import open_recorded
 from vlmtune.errors import VlmtuneError
-from vlmtune.evaluation.intervals import Difference, score_differences
+from vlmtune.evaluation.intervals import Difference
 from vlmtune.evaluation.model_card import write_model_card
 from vlmtune.evaluation.report import write_report
 from vlmtune.evaluation.report_content import ReportContent, ReportRow
-from vlmtune.evaluation.run import Evaluation, Prediction
+from vlmtune.evaluation.run import Evaluation, Prediction, differences
 from vlmtune.files import read_lines
 from vlmtune.runs.folder import RunFolder
 
@@ -138,11 +139,11 @@ def _differences(
     pairs = [(earlier[later.id], later) for later in after.predictions if later.id in earlier]
     if not pairs:
         return None
-    return score_differences(
+    return differences(
         [name for name in after.metrics if name in before.metrics],
-        [first.prediction for first, _ in pairs],
-        [later.prediction for _, later in pairs],
-        [later.references for _, later in pairs],
+        # The truth is the later one's, should the rows have changed.
+        [replace(first, references=later.references, truth=later.truth) for first, later in pairs],
+        [later for _, later in pairs],
     )
 
 

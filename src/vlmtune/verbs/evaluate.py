@@ -50,7 +50,7 @@ def evaluate(  # noqa: PLR0913
         max_new_tokens: Longest answer; None: 1.5 times the longest label.
         image: Image policy of a plain model; what was trained keeps its contract.
         base: Where an adapter's base is now, if it moved.
-        loading: Device and dtype.
+        loading: Device, dtype, quantization.
         observer: Who is told how it goes.
 
     Returns:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vlmtune.training.loop import StepReport
+    from vlmtune.training.trainability import PartGradient
 
 
 class Observer:
@@ -19,3 +21,6 @@ class Observer:
 
     def step(self, report: StepReport) -> None:
         """An optimizer step is done."""
+
+    def trainability(self, rows: Sequence[PartGradient]) -> None:
+        """The gradients of every part have been seen; a part a row."""

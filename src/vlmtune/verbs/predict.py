@@ -23,6 +23,7 @@ def predict(  # noqa: PLR0913
     images: Sequence[str | Path],
     prompt: str | None = None,
     *,
+    instruction: str | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     allow_urls: bool = False,
     image: ImagePolicy | None = None,
@@ -35,11 +36,12 @@ def predict(  # noqa: PLR0913
         model: Hub id, local model, run, checkpoint or adapter.
         images: Image files, or their URLs (as strings) where ``allow_urls``.
         prompt: The question; None asks what the model was trained to be asked.
+        instruction: Text before the images; None: what stood there in training, if anything did.
         max_new_tokens: Longest answer.
         allow_urls: Whether URLs are opened; never an address that is not public.
         image: Image policy of a plain model; what was trained keeps its contract.
         base: Where an adapter's base is now, if it moved.
-        loading: Device and dtype.
+        loading: Device, dtype, quantization.
 
     Returns:
         The keys of ``vlmtune predict --json``.
@@ -57,7 +59,8 @@ def predict(  # noqa: PLR0913
         raise UsageError(
             f"--prompt: missing; {model} has no prompt of its own in its contract, say what to ask"
         )
-    parts: list[Part] = [Image(index) for index in range(len(encoded))]
+    parts: list[Part] = [Text(instruction)] if instruction else []
+    parts += [Image(index) for index in range(len(encoded))]
     if prompt:
         parts.append(Text(prompt))
     question = Conversation("predict", (Message("user", tuple(parts)),), encoded)

@@ -23,6 +23,7 @@ HARMLESS = (
     "data.path",
     "data.sources",
     "model.device",
+    "model.device_map",
     "training.workers",
     "training.log_steps",
     "training.keep",

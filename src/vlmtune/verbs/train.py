@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from vlmtune.batching.collate import PackedBatch, pack
 from vlmtune.batching.planner import Plan, pack_indices
@@ -22,7 +21,7 @@ from vlmtune.files import append_lines, keep_lines_through, write_json, write_te
 from vlmtune.models.contract import Contract, make_contract
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
-from vlmtune.models.load import DTYPES, BaseSource, LoadingConfig, load_model
+from vlmtune.models.load import BaseSource
 from vlmtune.recipe import Recipe, load_recipe
 from vlmtune.runs.checkpoints import newest_good
 from vlmtune.runs.folder import RunFolder, commit, describe_environment
@@ -34,13 +33,16 @@ from vlmtune.training.checkpoint import (
     seed_random,
     token_budget_of,
 )
+from vlmtune.training.distributed import Ranks, join
 from vlmtune.training.loader import Loader
 from vlmtune.training.loop import Job, StepReport, run
 from vlmtune.training.optim import autocast, make_optimizer, make_scaler
 from vlmtune.training.prepare_rows import measure, plan_rows
 from vlmtune.training.summary import write_summary
 from vlmtune.training.tracking import Trackers, open_trackers
-from vlmtune.tuning.apply import Tuned, apply_tuning, load_adapter
+from vlmtune.training.trainability import TrainabilityProof
+from vlmtune.tuning.apply import Tuned
+from vlmtune.tuning.parts import learning_rates
 from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.results import result_of, show_pictures, tracked
 from vlmtune.verbs.run_facts import (
@@ -49,6 +51,7 @@ from vlmtune.verbs.run_facts import (
     record_change,
     record_dropped,
 )
+from vlmtune.verbs.start import check_start, load_start, place_of, quantization_of, tune
 from vlmtune.verbs.weights import write_weights
 
 if TYPE_CHECKING:
@@ -80,7 +83,7 @@ def train(
         **overrides: Options with ``__`` for the dot: ``training__batch_size=8``.
 
     Returns:
-        The keys of ``vlmtune train --json``.
+        The keys of ``vlmtune train --json``; nothing in the further processes of a distributed run.
 
     Raises:
         RunExistsError: If the folder holds a run and ``resume`` is not set.
@@ -91,8 +94,11 @@ def train(
         items = [f"{name.replace('__', '.')}={value}" for name, value in overrides.items()]
         recipe = load_recipe(recipe, items)
     folder = RunFolder(run_dir or Path("runs") / recipe.name)
-    with folder.lock():
-        return _Run(recipe, folder, observer or Observer()).go(resume, allow_change)
+    ranks = join()
+    # The others neither write nor speak.
+    with folder.lock() if ranks.first else nullcontext():
+        observer = observer if observer is not None and ranks.first else Observer()
+        return _Run(recipe, folder, observer, ranks).go(resume, allow_change)
 
 
 def _opened(recipe: Recipe) -> Dataset:
@@ -118,15 +124,43 @@ class _Run:
     recipe: Recipe
     folder: RunFolder
     observer: Observer
+    ranks: Ranks
 
     def go(self, resume: bool, allow_change: bool) -> dict[str, Any]:
-        if self.folder.exists and not resume:
+        if self.ranks.first and self.folder.exists and not resume:
             raise RunExistsError(
                 f"{self.folder} already holds a run; continue it with --resume, or choose another "
                 "folder with --run DIR"
             )
-        finished = self.folder.read_result()
         dataset, base, encoder = self._open()
+        finished = self._begin(dataset, encoder, allow_change) if self.ranks.first else None
+        if self.ranks.any(finished is not None):
+            return finished or {}
+        checkpoint = newest_good(self.folder.checkpoints)
+        plan, rows = self._plan(dataset, encoder, checkpoint)
+        validation = dataset.split("validation")
+        # Before anything that takes long: a tracker that is not installed is said at once.
+        trackers = self._trackers(encoder.contract, plan)
+        try:
+            self.observer.stage("loading weights")
+            quantization = encoder.contract.quantization
+            model = load_start(self.recipe, base, checkpoint, quantization)
+            if checkpoint is None and self.recipe.evaluation.before and self.ranks.first:
+                self._evaluate("before", model, encoder, validation)
+            tuned = tune(model, self.recipe, encoder.family.facts, base, checkpoint)
+            self._train(tuned, encoder, base, plan, rows, validation, checkpoint, trackers)
+            if self.recipe.evaluation.after and self.ranks.first:
+                after = self._evaluate("after", tuned.model, encoder, validation)
+                show_pictures(trackers, plan.steps, after, validation)
+        finally:
+            trackers.finish()
+        return self._finish() if self.ranks.first else {}
+
+    def _begin(
+        self, dataset: Dataset, encoder: Encoder, allow_change: bool
+    ) -> dict[str, Any] | None:
+        """Start the run's folder or go on in it; the result of a run that is finished."""
+        finished = self.folder.read_result()
         if self.folder.exists:
             changed = self._compare(dataset, encoder.contract, allow_change)
             if finished is not None and not changed:
@@ -135,24 +169,7 @@ class _Run:
         else:
             self._start(dataset, encoder.contract)
         remove_leftovers(self.folder.checkpoints)
-        checkpoint = newest_good(self.folder.checkpoints)
-        plan, rows = self._plan(dataset, encoder, checkpoint)
-        validation = dataset.split("validation")
-        # Before anything that takes long: a tracker that is not installed is said at once.
-        trackers = self._trackers(encoder.contract, plan)
-        try:
-            device, dtype = self._device()
-            model = self._load(base, checkpoint, device, dtype)
-            if checkpoint is None and self.recipe.evaluation.before:
-                self._evaluate("before", model, encoder, validation)
-            tuned = self._tune(model, encoder, base, checkpoint)
-            self._train(tuned, encoder, base, plan, rows, validation, checkpoint, trackers)
-            if self.recipe.evaluation.after:
-                after = self._evaluate("after", tuned.model, encoder, validation)
-                show_pictures(trackers, plan.steps, after, validation)
-        finally:
-            trackers.finish()
-        return self._finish()
+        return None
 
     def _open(self) -> tuple[Dataset, BaseSource, Encoder]:
         recipe = self.recipe
@@ -174,7 +191,11 @@ class _Run:
             recipe.image,
             system_prompt=recipe.data.system_prompt,
             prompt=recipe.data.prompt,
+            instruction=recipe.data.instruction,
         )
+        check_start(recipe, base, family.facts)
+        quantization = quantization_of(recipe, base, family.facts)
+        contract = contract.model_copy(update={"quantization": quantization})
         return dataset, base, Encoder(family, contract)
 
     def _start(self, dataset: Dataset, contract: Contract) -> None:
@@ -223,10 +244,10 @@ class _Run:
     def _plan(
         self, dataset: Dataset, encoder: Encoder, checkpoint: Path | None
     ) -> tuple[Plan, Rows]:
-        recipe, device = self.recipe, self._device()[0]
+        recipe, device = self.recipe, place_of(self.recipe)[0]
         rows = dataset.split("train")
         self.observer.stage("measuring rows")
-        lengths, unusable = measure(rows, encoder, self._progress)
+        measured = measure(rows, encoder, self._progress, recipe.data.answers)
         # A resumed run must cut alike, wherever it goes on: other packs would round otherwise.
         budget = (
             recipe.training.token_budget
@@ -235,42 +256,15 @@ class _Run:
         )
         plan, long = plan_rows(
             rows,
-            lengths,
+            measured,
             recipe.training,
             max_length=recipe.data.max_length,
             too_long=recipe.data.too_long,
             token_budget=budget,
         )
-        record_dropped(self.folder.ledger, [*unusable, *long])
+        if self.ranks.first:
+            record_dropped(self.folder.ledger, [*measured.unusable, *long])
         return plan, rows
-
-    def _device(self) -> tuple[torch.device, torch.dtype]:
-        """Adapters train over a base in the precision of the products, full weights in fp32."""
-        recipe = self.recipe
-        precision = recipe.training.precision if recipe.tuning.method == "lora" else "fp32"
-        device = LoadingConfig(device=recipe.model.device).resolve()[0]
-        return device, DTYPES[recipe.model.dtype or precision]
-
-    def _load(
-        self, base: BaseSource, checkpoint: Path | None, device: torch.device, dtype: torch.dtype
-    ) -> PreTrainedModel:
-        self.observer.stage("loading weights")
-        full = self.recipe.tuning.method == "full"
-        folder = checkpoint if checkpoint is not None and full else base.folder
-        return load_model(folder, dtype=dtype, device=device)
-
-    def _tune(
-        self, model: PreTrainedModel, encoder: Encoder, base: BaseSource, checkpoint: Path | None
-    ) -> Tuned:
-        recipe = self.recipe
-        seed_random(recipe.training.seed)
-        if checkpoint is not None and recipe.tuning.method == "lora":
-            tuned = load_adapter(model, checkpoint, trainable=True)
-        else:
-            tuned = apply_tuning(model, recipe.tuning, encoder.family.facts, base_id=base.id)
-        if recipe.training.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        return tuned
 
     def _train(  # noqa: PLR0913
         self,
@@ -283,17 +277,23 @@ class _Run:
         checkpoint: Path | None,
         trackers: Trackers,
     ) -> None:
-        config = self.recipe.training
+        config, facts = self.recipe.training, encoder.family.facts
         parameters = tuned.trainable()
-        optimizer = make_optimizer(parameters, config)
+        self.ranks.from_first(parameters.values())
+        if not self.ranks.first:
+            seed_random(config.seed + self.ranks.rank)  # dropout of their own
+        own = self.recipe.tuning.learning_rates
+        rates = learning_rates(parameters, own, facts, config.learning_rate)
+        optimizer = make_optimizer(parameters, config, rates)
         scaler = make_scaler(config, tuned.model.device)
         state = State(token_budget=plan.token_budget, plan=plan.fingerprint())
         if checkpoint is not None:
-            state = load_state(checkpoint, optimizer, parameters)
+            state = load_state(checkpoint, optimizer, parameters, self.ranks)
             if state.scaler:
                 scaler.load_state_dict(state.scaler)
-        self._forget_after(state.step)
-        if checkpoint is not None:
+        if self.ranks.first:
+            self._forget_after(state.step)
+        if checkpoint is not None and self.ranks.first:
             resumed = {"event": "resumed", "step": state.step, "commit": commit()}
             append_lines(self.folder.ledger, [resumed])
         every = self.recipe.evaluation.every or config.save_steps
@@ -305,13 +305,16 @@ class _Run:
             scaler=scaler,
             config=config,
             plan=plan,
-            loader=Loader(rows, encoder, plan, config.workers),
+            loader=Loader(rows, encoder, plan, config.workers, self.ranks),
             folder=self.folder,
             write_weights=lambda out: write_weights(out, tuned, encoder, base),
+            proof=TrainabilityProof(tuned.model, facts, parameters),
             probe=self._probe(validation, encoder, plan.token_budget),
             probe_steps=every,
             state=state,
+            ranks=self.ranks,
             on_step=lambda report: self._on_step(report, trackers),
+            on_proof=self.observer.trainability,
         )
         self.observer.stage("training")
         run(job)
@@ -361,8 +364,9 @@ class _Run:
             "rows": len(plan.kept),
             "steps": plan.steps,
         }
+        nowhere = self.recipe.tracking.model_copy(update={"to": ()})
         return open_trackers(
-            self.recipe.tracking,
+            self.recipe.tracking if self.ranks.first else nowhere,
             folder=self.folder.path,
             name=self.recipe.tracking.name or self.folder.path.name,
             hyperparameters=hyperparameters,

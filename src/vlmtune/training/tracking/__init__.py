@@ -1,0 +1,1 @@
+"""Trackers: a run's figures and predictions in SwanLab, Weights & Biases, TensorBoard, trackio."""

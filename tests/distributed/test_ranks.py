@@ -1,0 +1,103 @@
+"""What processes tell each other: sums of gradients, whoever touched what, and nobody waits."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import traceback
+
+import pytest
+import torch
+from torch import nn
+
+from vlmtune.training.distributed import Ranks, deal, join, leave
+
+CONTEXT = multiprocessing.get_context("fork")  # spawned children would import torch anew
+LIMIT = 60
+
+
+def child(rank, count, address, work, results):
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1"
+    )
+    os.environ["MASTER_PORT"] = str(address)
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, work(join())))
+    except BaseException:  # noqa: BLE001  # shown by the parent
+        results.put((rank, traceback.format_exc()))
+    finally:
+        leave()
+
+
+def together(count, work):
+    """What ``work`` returns in each of ``count`` processes."""
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = listener.getsockname()[1]
+    results = CONTEXT.Queue()
+    children = [
+        CONTEXT.Process(target=child, args=(rank, count, address, work, results))
+        for rank in range(count)
+    ]
+    for process in children:
+        process.start()
+    try:
+        return dict(results.get(timeout=LIMIT) for _ in children)
+    except queue.Empty:
+        pytest.fail("a process waits for ever")
+    finally:
+        for process in children:
+            process.join(5)
+            process.kill()
+
+
+def gradients(ranks: Ranks):
+    """Process 0 touches the first two parameters, process 1 the last two; one stays untouched."""
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)] + [nn.Parameter(torch.zeros(1))]
+    for place in (0, 1) if ranks.first else (1, 2):
+        parameters[place].grad = torch.full((2,), 1.0 + ranks.rank)
+    ranks.add_gradients(parameters)
+    return [None if each.grad is None else each.grad.tolist() for each in parameters]
+
+
+def test_gradients_add_up_whoever_touched_what():
+    expected = [[1.0, 1.0], [3.0, 3.0], [2.0, 2.0], None]
+    assert together(2, gradients) == {0: expected, 1: expected}
+
+
+def test_a_single_process_sends_nothing():
+    ranks = join()
+    assert ranks == Ranks(0, 1)
+    assert gradients(ranks) == [[1.0, 1.0], [1.0, 1.0], None, None]
+    assert ranks.total(2.0, 3.0) == [2.0, 3.0]
+
+
+def small_things(ranks: Ranks):
+    tensor = torch.full((2,), float(ranks.rank + 5))
+    gathered = [part.tolist() for part in ranks.gather(tensor)]
+    ranks.from_first([tensor])
+    ranks.wait()
+    return ranks.total(1.0, ranks.rank), ranks.any(ranks.rank == 1), gathered, tensor.tolist()
+
+
+def test_sums_flags_and_the_first_ones_word():
+    expected = ([2.0, 1.0], True, [[5.0, 5.0], [6.0, 6.0]], [5.0, 5.0])
+    assert together(2, small_things) == {0: expected, 1: expected}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_every_pack_is_dealt_once_and_the_hands_are_even(ranks):
+    loads = [int(1000 / (place + 1)) + 50 for place in range(40)]
+    hands = deal(loads, ranks)
+    assert sorted(index for hand in hands for index in hand) == list(range(40))
+    weights = [sum(loads[index] for index in hand) for hand in hands]
+    assert max(weights) - min(weights) <= max(loads)
+    assert all(hand == sorted(hand) for hand in hands)
+
+
+def test_more_processes_than_packs_leaves_some_without():
+    assert deal([5, 7], 3) == [[1], [0], []]
