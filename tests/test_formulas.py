@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -12,7 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmtune.formulas import FormulaError, formulas, random_formula, render, write_formula_table
+from vlmtune.formulas import (
+    FormulaError,
+    Node,
+    formulas,
+    latex,
+    random_formula,
+    random_tree,
+    render,
+    said,
+    split_of,
+    write_formula_table,
+)
 
 
 def test_a_picture_is_black_on_white_with_its_padding():
@@ -75,6 +87,41 @@ def test_formulas_are_distinct_drawable_tokens_and_repeat_with_the_seed():
 def test_excluded_formulas_do_not_return():
     first = formulas(50, seed=3)
     assert not set(formulas(50, seed=3, exclude=first)) & set(first)
+
+
+def test_a_tree_is_written_and_said_in_the_same_order():
+    sub = Node("sub", (Node("a"), Node("1")))
+    tree = Node("row", (Node("fraction", (sub, Node(r"\beta"))), Node("="), Node(r"\Gamma")))
+    assert latex(tree) == r"\frac { a _ { 1 } } { \beta } = \Gamma"
+    assert said(tree) == "fraction a sub 1 end over beta end equals big gamma"
+
+
+def test_what_is_said_tells_formulas_apart_and_is_not_latex():
+    rng = random.Random(4)
+    trees = [random_tree(rng, rng.randint(1, 12)) for _ in range(3000)]
+    pairs = {(latex(tree), said(tree)) for tree in trees}
+    assert len({words for _, words in pairs}) == len(pairs) == len({text for text, _ in pairs})
+    spoken = " ".join(words for _, words in pairs)
+    assert not set("\\{}^_") & set(spoken)
+
+
+def test_formulas_are_not_trivial():
+    held_out = formulas(300, seed=5, split="held_out")
+    tokens = [formula.split() for formula in held_out]
+    assert statistics.median(map(len, tokens)) >= 20
+    marked = [any(mark in own for mark in (r"\frac", r"\sqrt", "_", "^")) for own in tokens]
+    assert sum(marked) >= 0.6 * len(marked)
+    assert len({token for own in tokens for token in own if token.startswith("\\")}) >= 40
+
+
+def test_no_two_splits_share_a_formula():
+    shares = {split: formulas(60, seed=1, split=split) for split in ("training", "held_out")}
+    for split, own in shares.items():
+        assert {split_of(formula) for formula in own} == {split}
+        assert {split_of(formula.replace(" ", "")) for formula in own} == {split}
+    everything = [split_of(formula) for formula in formulas(3000, seed=2)]
+    assert 0.82 < everything.count("pretraining") / 3000 < 0.88
+    assert 0.08 < everything.count("training") / 3000 < 0.12
 
 
 def test_the_seed_decides_across_processes():

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vlmtune.config import Config
+from vlmtune.data.answers import Answers
 from vlmtune.data.media import ImagePolicy
 from vlmtune.data.options import DataSource
 from vlmtune.errors import RecipeError
@@ -20,6 +21,8 @@ from vlmtune.hub import Hub
 from vlmtune.training.config import Precision, TrainingConfig
 from vlmtune.training.tracking_config import TrackingConfig
 from vlmtune.tuning.config import TuningConfig
+
+QuantizationMethod = Literal["nf4", "int8"]
 
 
 class ModelConfig(Config):
@@ -32,6 +35,9 @@ class ModelConfig(Config):
         dtype: Number format of the base's weights; None: ``training.precision`` for adapters, fp32
             for full fine-tuning.
         device: A torch device; None: a GPU if there is one.
+        quantization: ``nf4`` holds the language model's weights in 4 bits; ``tuning.method: qlora``
+            implies it. ``int8`` is for ``eval`` and ``predict``.
+        device_map: ``auto`` spreads the layers over all GPUs.
         backend: What resizes images; recorded in the contract.
     """
 
@@ -40,6 +46,8 @@ class ModelConfig(Config):
     revision: str | None = None
     dtype: Precision | None = None
     device: str | None = None
+    quantization: QuantizationMethod | None = None
+    device_map: Literal["auto"] | None = None
     backend: Literal["pil", "torchvision"] = "pil"
 
 
@@ -51,7 +59,12 @@ class DataConfig(Config):
         sources: Several of them instead, each with a weight; see ``vlmtune.data.mixture``.
         prompt: Text after the images of a user turn that has no text of its own; it becomes part of
             the contract, so that serving asks the same.
+        instruction: Text before the images of a user turn that begins with an image; part of the
+            contract like ``prompt``. ``predict --instruction`` puts another one there.
         system_prompt: System turn of rows that have none; None: the template's own.
+        answers: What a row with several references is trained on: always the answer that
+            ``prepare`` put into it, or one of them, ``drawn`` by seed each time. All of them remain
+            references for the metrics.
         max_length: Most tokens of a row; longer ones are never cut.
         too_long: Leave longer rows out (with an entry in the ledger), or refuse to start.
     """
@@ -59,7 +72,9 @@ class DataConfig(Config):
     path: str | None = None
     sources: tuple[DataSource, ...] = ()
     prompt: str | None = None
+    instruction: str | None = None
     system_prompt: str | None = None
+    answers: Answers = "fixed"
     max_length: int = Field(default=8192, ge=1)
     too_long: Literal["drop", "error"] = "drop"
 
@@ -98,13 +113,41 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def quantization(self) -> QuantizationMethod | None:
+        """How the base is held while it is trained over."""
+        return "nf4" if self.tuning.method == "qlora" else self.model.quantization
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        if self.tuning.method == "full" and self.model.dtype == "fp16":
-            raise ValueError(
-                "model.dtype: full fine-tuning of fp16 weights diverges; use bf16 or fp32"
-            )
+        faults = list(self._faults())
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
+
+    def _faults(self) -> Iterator[str]:
+        """What each section may say, but not together."""
+        model, tuning = self.model, self.tuning
+        if tuning.method == "full" and model.dtype == "fp16":
+            yield "model.dtype: full fine-tuning of fp16 weights diverges; use bf16 or fp32"
+        if tuning.method == "full" and model.quantization is not None:
+            yield (
+                f"model.quantization: full fine-tuning changes the weights themselves, and those "
+                f"of {model.quantization} cannot take small steps; use tuning.method=qlora"
+            )
+        elif model.quantization == "int8":
+            yield (
+                "model.quantization: int8 rounds the activations too, so that no merged weights "
+                "would be what was trained; train over nf4, and give --quantization int8 to eval "
+                "or predict"
+            )
+        if tuning.init == "orthogonal" and model.quantization == "nf4":
+            yield "tuning.init: orthogonal cannot begin over 4 bits; use default or gaussian"
+        if model.device_map is not None and model.device is not None:
+            yield (
+                f"model.device_map: auto spreads the layers over all GPUs, model.device="
+                f"{model.device} puts them on one; give one of the two"
+            )
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out."""

@@ -132,8 +132,8 @@ def test_anls_is_the_reference_implementation_s():
         assert found == pytest.approx(pair, abs=0.01)
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_every_metric(name):
+@pytest.mark.parametrize("name", [name for name in METRICS if not METRICS[name].boxes])
+def test_every_metric_of_texts(name):
     metric = find(name)
     assert metric.name == name
     assert metric.meaning

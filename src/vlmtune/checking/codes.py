@@ -68,6 +68,10 @@ CODES: dict[str, Code] = {
     "image_squeezed": _note(
         "the model's grid changes its aspect by half or more", "enlarge or pad the picture"
     ),
+    "image_cropped": _note(
+        "the model's own processor cuts the edges off",
+        "pad the picture to a square, or squeeze it whole into the model's with image.size",
+    ),
     "transparent": _note("transparency", "it is composed on image.background; is that right?"),
     "rotated": _note("an EXIF orientation", "it is applied; are boxes meant for the upright one?"),
     "sixteen_bit": _note("more than 8 bits a channel", "it is scaled to 8 bits, never clipped"),

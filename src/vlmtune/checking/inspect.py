@@ -101,6 +101,7 @@ def see(row: Conversation, encoder: Encoder, place: str) -> SeenRow:
     policy = encoder.contract.image
     images = []
     pictures = encoder.family.pictures(encoded.vision, tokens.image_sizes, policy)
+    policy = encoder.family.row_policy(policy, len(tokens.image_sizes))
     for index, (size, picture) in enumerate(zip(tokens.image_sizes, pictures, strict=True)):
         resized = encoder.family.resized(size, policy)
         count = encoder.family.visual_tokens(size, policy)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from PIL.Image import Image as Picture
 
+from vlmtune.data.labels import Rectangle, place_labels
 from vlmtune.data.media import Size
 from vlmtune.evaluation.markup import Html, tag
 
@@ -22,24 +22,6 @@ HEIGHT = 20.0  # of a label, in units of the drawing
 PADDING = 6.0
 LONGEST = 48  # characters of a label; its tooltip has all
 MARGIN = 0.25  # of the picture: so far outside a box is still drawn
-
-
-class Rectangle(NamedTuple):
-    """Left, top, right, bottom."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def touches(self, other: Rectangle) -> bool:
-        """Whether two rectangles have area in common."""
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.top < other.bottom
-            and other.top < self.bottom
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +71,8 @@ def drawing(
     width, height = size.width * scale, size.height * scale
     boxes = [Rectangle(*(value * scale for value in mark.xyxy)) for mark in marks]
     canvas = _canvas(width, height, boxes)
-    labels = place_labels(boxes, [mark.label for mark in marks], canvas)
+    widths = [label_width(mark.label, canvas) for mark in marks]
+    labels = place_labels(boxes, widths, HEIGHT, canvas)
     bottom = max([canvas.bottom, *(place.bottom + 2 for place in labels if place)])
     pixelated = "image-rendering: pixelated" if scale > 1 else None
     parts = [
@@ -125,57 +108,12 @@ def _canvas(width: float, height: float, boxes: Sequence[Rectangle]) -> Rectangl
     )
 
 
-def place_labels(
-    boxes: Sequence[Rectangle], labels: Sequence[str], canvas: Rectangle
-) -> list[Rectangle | None]:
-    """A place for every label that is not empty: at its box if there is room, below all if not."""
-    placed: list[Rectangle | None] = []
-    taken: list[Rectangle] = []
-    for box, label in zip(boxes, labels, strict=True):
-        if not label:
-            placed.append(None)
-            continue
-        room = canvas.right - canvas.left
-        width = min(text_width(shortened(label, room - 2 * PADDING)) + 2 * PADDING, room)
-        places = _places(box, width, canvas)
-        place = next(place for place in places if not any(place.touches(other) for other in taken))
-        taken.append(place)
-        placed.append(place)
-    return placed
-
-
-def _places(box: Rectangle, width: float, canvas: Rectangle) -> Iterator[Rectangle]:
-    """Places for a label, the best first; ends never, as there is always room below."""
-    left, right = sorted((box.left, box.right))
-    top, bottom = sorted((box.top, box.bottom))
-    for x, y in (
-        (left, top - HEIGHT),
-        (left, top),
-        (right - width, top - HEIGHT),
-        (left, bottom),
-        (left, bottom - HEIGHT),
-        (right - width, bottom),
-        (right - width, top),
-    ):
-        if canvas.top <= y <= canvas.bottom - HEIGHT:
-            yield _at(x, y, width, canvas)
-    step = HEIGHT / 2
-    y = max(top, canvas.top)
-    while y + HEIGHT <= min(bottom, canvas.bottom):
-        yield _at(left, y, width, canvas)
-        y += step
-    y = canvas.bottom + 2
-    while True:
-        x = canvas.left
-        while x + width <= canvas.right + 0.01:
-            yield Rectangle(x, y, x + width, y + HEIGHT)
-            x += HEIGHT
-        y += HEIGHT + 2
-
-
-def _at(x: float, y: float, width: float, canvas: Rectangle) -> Rectangle:
-    x = max(canvas.left, min(x, canvas.right - width))
-    return Rectangle(x, y, x + width, y + HEIGHT)
+def label_width(label: str, canvas: Rectangle) -> float:
+    """Width of a label that is at most as wide as the canvas; 0 for none."""
+    room = canvas.right - canvas.left
+    if not label:
+        return 0.0
+    return min(text_width(shortened(label, room - 2 * PADDING)) + 2 * PADDING, room)
 
 
 def shortened(label: str, room: float) -> str:

@@ -24,6 +24,7 @@ MARKUP = re.compile(r"<\|[A-Za-z0-9_]{2,40}\|>|<(?:image|img|video)>")
 DEEP_PNG = 16  # byte 24 of a PNG: bits a channel
 OUTSIDE = 1.0  # pixels that a box may reach over an edge: rounding
 ENLARGED, SHRUNK, SQUEEZED = 2.0, 1 / 3, 1.75  # of a side; of the aspect
+VISIBLE = 0.95  # of the area
 LONGEST_CLASS = 64  # characters; a longer answer is no class
 
 
@@ -126,7 +127,7 @@ class RowCheck:
                 picture = open_image(image.data, self._policy)
                 notes = list(image_notes(image.data, header, picture, self._policy))
                 if self._encoder is not None:
-                    notes += size_notes(header.size, self._encoder)
+                    notes += size_notes(header.size, self._encoder, len(row.images))
             except DataError as error:
                 faults.append(Fault(error.code, name + str(error)))
                 continue
@@ -203,13 +204,15 @@ def _shows_background(data: bytes, picture: Picture, policy: ImagePolicy) -> boo
     return picture.tobytes() != elsewhere.tobytes()
 
 
-def size_notes(size: Size, encoder: Encoder) -> Iterator[Fault]:
-    """What the family's resize does to a picture of ``size`` pixels.
+def size_notes(size: Size, encoder: Encoder, images: int = 1) -> Iterator[Fault]:
+    """What the family's resize does to a picture of ``size`` pixels in a row of so many.
 
     Raises:
         ImageError: If the family refuses it.
     """
-    resized = encoder.family.resized(size, encoder.contract.image)
+    policy = encoder.family.row_policy(encoder.contract.image, images)
+    resized = encoder.family.resized(size, policy)
+    visible = encoder.family.visible(size, policy)
     scales = resized.width / size.width, resized.height / size.height
     words = f"{size.width} x {size.height} becomes {resized.width} x {resized.height} pixels"
     if min(scales) > ENLARGED:
@@ -218,6 +221,8 @@ def size_notes(size: Size, encoder: Encoder) -> Iterator[Fault]:
         yield Fault("image_shrunk", words)
     if max(scales) / min(scales) > SQUEEZED:
         yield Fault("image_squeezed", words)
+    if visible < VISIBLE:
+        yield Fault("image_cropped", f"{words}, of which the model sees the middle {visible:.0%}")
 
 
 def box_faults(row: Conversation, sizes: Sequence[Size]) -> Iterator[Fault]:

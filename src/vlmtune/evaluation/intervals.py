@@ -14,7 +14,9 @@ from typing import Literal
 import numpy as np
 
 from vlmtune.errors import DataError
-from vlmtune.evaluation.metrics import Array, Metric, find, statistics
+from vlmtune.evaluation.metric import PADDING, Array, Metric, statistics
+from vlmtune.evaluation.metric import value as value_of
+from vlmtune.evaluation.metrics import find
 
 Verdict = Literal["better", "worse", "none"]
 
@@ -104,10 +106,8 @@ def bootstrap(
     rows = len(stats)
     if rows == 0:
         raise _no_rows(metric.name)
-    value = float(metric.combine(stats.sum(axis=0)))
-    drawn = np.concatenate(
-        [metric.combine(counts @ stats) for counts in _draws(rows, resamples, seed)]
-    )
+    value = value_of(metric, stats)
+    drawn = np.concatenate([metric.value(each, stats) for each in _draws(rows, resamples, seed)])
     low, high = _interval(drawn, value, rows, confidence, metric.range)
     return Estimate(value, low, high)
 
@@ -136,7 +136,7 @@ def compare(
     Raises:
         DataError: With code ``no_rows`` or ``rows_differ``.
     """
-    if before.shape != after.shape:
+    if len(before) != len(after):
         raise DataError(
             "rows_differ",
             f"before has {len(before)} rows and after has {len(after)}; a paired comparison needs "
@@ -145,10 +145,10 @@ def compare(
     rows = len(before)
     if rows == 0:
         raise _no_rows(metric.name)
-    first, second = (float(metric.combine(stats.sum(axis=0))) for stats in (before, after))
+    first, second = value_of(metric, before), value_of(metric, after)
     drawn = np.concatenate(
         [
-            metric.combine(counts @ after) - metric.combine(counts @ before)
+            metric.value(counts, after) - metric.value(counts, before)
             for counts in _draws(rows, resamples, seed)
         ]
     )
@@ -160,7 +160,7 @@ def compare(
         low=low,
         high=high,
         probability=float(np.mean(gains > 0) + np.mean(gains == 0) / 2),
-        changed=int(np.any(before != after, axis=1).sum()),
+        changed=_changed(before, after),
     )
 
 
@@ -171,20 +171,25 @@ def score(
     *,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Every named metric with its 95 % interval: Wilson's for proportions, else the bootstrap's.
+    """Every named metric of texts with its 95 % interval.
+
+    Wilson's for proportions, else the bootstrap's.
 
     Raises:
         UsageError: For an unknown metric.
         DataError: With code ``no_rows``, ``rows_differ`` or ``no_references``.
     """
-    estimates = {}
-    for metric in [find(name) for name in names]:
-        stats = statistics(metric, predictions, references)
-        if metric.proportion:
-            estimates[metric.name] = wilson(float(stats[:, 0].sum()), len(stats))
-        else:
-            estimates[metric.name] = bootstrap(metric, stats, seed=seed)
-    return estimates
+    return {
+        metric.name: estimate(metric, statistics(metric, predictions, references), seed=seed)
+        for metric in [find(name) for name in names]
+    }
+
+
+def estimate(metric: Metric, stats: Array, *, seed: int = 0) -> Estimate:
+    """A metric with its 95 % interval, from the rows' statistics, shape ``(rows, k)``."""
+    if metric.proportion:
+        return wilson(float(stats[:, 0].sum()), len(stats))
+    return bootstrap(metric, stats, seed=seed)
 
 
 def score_differences(
@@ -195,7 +200,7 @@ def score_differences(
     *,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Every named metric compared between two lists of predictions for the same rows."""
+    """Every named metric of texts compared between two lists of predictions for the same rows."""
     return {
         metric.name: compare(
             metric,
@@ -205,6 +210,16 @@ def score_differences(
         )
         for metric in [find(name) for name in names]
     }
+
+
+def _changed(before: Array, after: Array) -> int:
+    """Rows whose numbers differ; a row of fewer numbers is padded."""
+    width = max(before.shape[1], after.shape[1])
+    first, second = (
+        np.pad(stats, ((0, 0), (0, width - stats.shape[1])), constant_values=PADDING)
+        for stats in (before, after)
+    )
+    return int(np.any(first != second, axis=1).sum())
 
 
 def _draws(rows: int, resamples: int, seed: int) -> Iterator[Array]:

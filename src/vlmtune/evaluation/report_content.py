@@ -73,6 +73,8 @@ class ReportContent:
         contract: The preprocessing contract.
         base_model: Hub id or path of the model that was trained.
         method: ``tuning.method``: ``full`` gives a transformers model, anything else an adapter.
+        merged: Facts of the merge that made plain weights of it; empty if there was none.
+        license: The base's ``license``, ``license_name`` and ``license_link``, where it goes along.
         primary: The metric of the headline and of the rows' scores; the first one if empty.
     """
 
@@ -91,6 +93,8 @@ class ReportContent:
     contract: Mapping[str, Any] = field(default_factory=dict)
     base_model: str = ""
     method: str = "lora"
+    merged: Mapping[str, Any] = field(default_factory=dict)
+    license: Mapping[str, str] = field(default_factory=dict)
     primary: str = ""
 
     @property

@@ -52,6 +52,7 @@ class FetchLimits(Config):
         max_bytes: Largest body.
         max_redirects: Most redirects.
         ports: Ports that a URL may name.
+        domains: Hosts that may be opened, and those below them, redirects included; None: any.
         connect_seconds: Longest look-up, and longest connecting to one address.
         read_seconds: Longest silence of a server.
         total_seconds: Longest fetch, look-ups and redirects included.
@@ -60,6 +61,7 @@ class FetchLimits(Config):
     max_bytes: int = Field(default=64 * 2**20, gt=0)
     max_redirects: int = Field(default=5, ge=0)
     ports: frozenset[int] = frozenset({80, 443})
+    domains: frozenset[str] | None = None
     connect_seconds: float = Field(default=5.0, gt=0)
     read_seconds: float = Field(default=10.0, gt=0)
     total_seconds: float = Field(default=30.0, gt=0)
@@ -84,6 +86,7 @@ def fetch_image_bytes(
     deadline = Deadline(limits.total_seconds)
     target = parse(url, limits.ports)
     for _ in range(limits.max_redirects + 1):
+        _judge_domain(target, limits.domains)
         with _faults(target, limits):
             answer = _get(target, limits, deadline, network)
         if answer.status not in REDIRECTS:
@@ -94,6 +97,17 @@ def fetch_image_bytes(
         f"{shown(url)} leads on and on: more than {limits.max_redirects} redirects. Give the "
         "address that they end at.",
     )
+
+
+def _judge_domain(target: Target, domains: frozenset[str] | None) -> None:
+    """Before anything is looked up: a look-up tells a stranger's name server who asks."""
+    below = [target.host.split(".", count)[-1] for count in range(target.host.count(".") + 1)]
+    if domains is not None and domains.isdisjoint(below):
+        raise FetchError(
+            "url_not_allowed",
+            f"{shown(target.url)} is not opened: {target.host} is not among the domains that may "
+            "be opened. Send the image itself.",
+        )
 
 
 def _get(target: Target, limits: FetchLimits, deadline: Deadline, network: Network) -> Answer:
