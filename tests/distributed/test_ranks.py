@@ -2,57 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import queue
-import traceback
-
 import pytest
 import torch
 from torch import nn
 
-from vlmtune.training.distributed import Ranks, deal, join, leave
-
-CONTEXT = multiprocessing.get_context("fork")  # spawned children would import torch anew
-LIMIT = 60
-
-
-def child(rank, count, address, work, results):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1"
-    )
-    os.environ["MASTER_PORT"] = str(address)
-    torch.set_num_threads(1)
-    try:
-        results.put((rank, work(join())))
-    except BaseException:  # noqa: BLE001  # shown by the parent
-        results.put((rank, traceback.format_exc()))
-    finally:
-        leave()
-
-
-def together(count, work):
-    """What ``work`` returns in each of ``count`` processes."""
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = listener.getsockname()[1]
-    results = CONTEXT.Queue()
-    children = [
-        CONTEXT.Process(target=child, args=(rank, count, address, work, results))
-        for rank in range(count)
-    ]
-    for process in children:
-        process.start()
-    try:
-        return dict(results.get(timeout=LIMIT) for _ in children)
-    except queue.Empty:
-        pytest.fail("a process waits for ever")
-    finally:
-        for process in children:
-            process.join(5)
-            process.kill()
+from distributed.processes import together
+from vlmtune.training.distributed import Ranks, deal, join
 
 
 def gradients(ranks: Ranks):

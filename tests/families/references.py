@@ -256,7 +256,7 @@ class FirstQwenVL:
         while start in ids:
             place = ids.index(start)
             replaced += [*ids[: place + 1], *[start + 2] * self.visual["n_queries"]]
-            ids = ids[ids.index(start + 1) :]
+            ids = ids[ids.index(start + 1, place) :]
         return replaced + ids
 
 
