@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from vlmtune.config import Config
 from vlmtune.errors import ModelError, UsageError
 from vlmtune.hub import Hub
+from vlmtune.models import attention
 from vlmtune.models.classes import know_classes_of
 from vlmtune.models.contract import BaseModelIdentity
 from vlmtune.models.folder import read_json
+from vlmtune.models.gptq import check_packed_layers, find_packing
 from vlmtune.models.quantize import Quantization, finish_quantized, quantization_options
 from vlmtune.models.torchvision import torchvision_fault
 from vlmtune.models.weights import weight_files, weights_sha256
@@ -154,7 +156,7 @@ def load_model(
             "device_map": device_map or {"": device},
             "quantization_config": quantization_options(quantization, compute or dtype),
         }
-    model, report = _from_pretrained(folder, options)
+    model, report = _from_pretrained(folder, options | _packed_options(folder))
     wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "mismatched_keys")}
     for name, keys in wrong.items():
         if keys:
@@ -162,12 +164,23 @@ def load_model(
                 f"{folder}: {len(keys)} {name.replace('_', ' ')} in its weights, first {keys[:3]}; "
                 "the folder is incomplete or belongs to another version. Fetch the model again"
             )
+    check_packed_layers(folder, model)
     if quantization is not None:
         finish_quantized(model, quantization, dtype, compute or dtype)
     elif device_map is None:
         model.to(device)
     model.eval()
     return cast("PreTrainedModel", model)
+
+
+def _packed_options(folder: Path) -> dict[str, Any]:
+    """What the loader needs for a folder whose weights are packed by GPTQ."""
+    packing = find_packing(folder)
+    if packing is None:
+        return {}
+    from vlmtune.models.gptq_loading import loading_options
+
+    return loading_options(folder, packing)
 
 
 def _from_pretrained(folder: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -182,7 +195,7 @@ def _from_pretrained(folder: Path, options: dict[str, Any]) -> tuple[Any, dict[s
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             str(folder),
-            attn_implementation="sdpa",
+            attn_implementation=attention.register(),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmtune.batching.collate import PackedBatch
+from vlmtune.models.attention import packed_rows
 from vlmtune.models.family import Family
 
 
@@ -18,7 +19,8 @@ def label_logits(model: nn.Module, family: Family, batch: PackedBatch) -> Tensor
     memory of a step.
     """
     inputs: dict[str, Any] = family.forward_inputs(batch.inputs)
-    return model(**inputs, logits_to_keep=batch.predicts).logits
+    with packed_rows(batch.lengths):
+        return model(**inputs, logits_to_keep=batch.predicts).logits
 
 
 def summed_loss(model: nn.Module, family: Family, batch: PackedBatch) -> Tensor:

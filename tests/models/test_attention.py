@@ -1,0 +1,119 @@
+"""Packed rows attend each to itself, without a mask of all tokens against all."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import pytest
+import torch
+
+from tiny_rows import mixed_rows
+from vlmtune.batching.collate import pack
+from vlmtune.models import attention
+from vlmtune.models.attention import Bounds, packed_rows
+
+ROWS = mixed_rows(5, seed=21)
+
+
+@pytest.fixture(scope="module")
+def batch(encoder):
+    return pack(encoder.family, [encoder.encode(row) for row in ROWS])
+
+
+def passes(model, encoder, batch, lengths=None):
+    """Logits and all gradients of a forward that is told the rows' lengths."""
+    model.zero_grad()
+    with packed_rows(lengths or batch.lengths):
+        inputs = encoder.family.forward_inputs(batch.inputs)
+        logits = model(**inputs, logits_to_keep=batch.predicts).logits
+    logits.logsumexp(dim=-1).sum().backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return logits.detach(), torch.cat(gradients).clone()
+
+
+@pytest.fixture
+def masks():
+    """The masks that a forward was given, one for each time that the model asked."""
+    seen = []
+    original = attention.rows_or_mask
+
+    def noting(**arguments):
+        seen.append(original(**arguments))
+        return seen[-1]
+
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register(attention.NAME, noting)
+    yield seen
+    AttentionMaskInterface.register(attention.NAME, original)
+
+
+def test_rows_by_their_bounds_are_rows_by_a_mask(model, encoder, batch, masks):
+    ours = passes(model, encoder, batch)
+    assert any(isinstance(mask, Bounds) for mask in masks)
+    assert not any(torch.is_tensor(mask) for mask in masks)
+    model.set_attn_implementation("sdpa")
+    try:
+        stock = passes(model, encoder, batch)
+    finally:
+        model.set_attn_implementation(attention.NAME)
+    for mine, theirs in zip(ours, stock, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_other_bounds_are_other_logits(model, encoder, batch):
+    """The control: bounds that lie elsewhere let rows see each other."""
+    right = passes(model, encoder, batch)[0]
+    original = attention.rows_or_mask
+
+    def shifted(**arguments):
+        mask = original(**arguments)
+        if not isinstance(mask, Bounds):
+            return mask
+        first, second, *rest = mask.lengths
+        return Bounds((first + second, *rest), mask.cumulative)
+
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register(attention.NAME, shifted)
+    try:
+        wrong = passes(model, encoder, batch)[0]
+    finally:
+        AttentionMaskInterface.register(attention.NAME, original)
+    assert (wrong - right).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("lengths", [(7, 9), (1,)])
+def test_lengths_that_do_not_add_up_fall_back_to_a_mask(model, encoder, batch, masks, lengths):
+    """A forward outside of training is told nothing, or something about another batch."""
+    told = passes(model, encoder, batch)[0]
+    masks.clear()
+    fallen = passes(model, encoder, batch, lengths)[0]
+    assert any(torch.is_tensor(mask) for mask in masks)
+    assert (fallen - told).abs().max() <= 1e-5 * told.abs().max()
+
+
+def test_a_row_alone_needs_neither(model, encoder, masks):
+    single = pack(encoder.family, [encoder.encode(ROWS[0])])
+    passes(model, encoder, single)
+    assert masks
+    assert all(mask is None for mask in masks)
+
+
+def test_the_device_is_given_the_running_sum(model, encoder, batch, masks):
+    passes(model, encoder, batch)
+    bounds = next(mask for mask in masks if isinstance(mask, Bounds))
+    assert bounds.cumulative.tolist() == [0, *accumulate(batch.lengths)]
+
+
+def test_checkpointed_forwards_remember_the_bounds(folder, encoder, batch):
+    """Recomputed in the backward, when nobody says the lengths any more."""
+    from tiny_rows import lively
+
+    plain, checkpointed = lively(folder), lively(folder)
+    checkpointed.train()
+    checkpointed.activation_checkpointing_enable({"use_reentrant": False})
+    mine = passes(checkpointed, encoder, batch)
+    theirs = passes(plain.train(), encoder, batch)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
