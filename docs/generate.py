@@ -98,7 +98,7 @@ def family_cells(family: type[Family]) -> list[str]:
     """A family's row of the table, its model types left out."""
     facts, module = family.facts, sys.modules[family.__module__]
     title = re.split(r": | \(", str(module.__doc__).splitlines()[0])[0].removesuffix(".")
-    tiny = any(kind in TINY for kind in facts.model_types)
+    tiny = any(name in TINY for name in (facts.name, *facts.model_types))
     bits = "yes" if tiny and runs_for_all("tuning/test_every_family.py") else "not tested"
     suites = ["families"] if tiny and runs_for_all("families/conftest.py") else []
     suites += own_tests(family)
@@ -125,11 +125,12 @@ def runs_for_all(path: str) -> bool:
 
 def own_tests(family: type[Family]) -> list[str]:
     """Tests of what is a family's own: those named after it, or after its line, that use it."""
-    names = (family.facts.name, family.__module__.rsplit(".", 1)[-1])
-    found = []
+    facts = family.facts
+    names = (facts.name, family.__module__.rsplit(".", 1)[-1])
+    found = [f"models/{facts.name}"] if (TESTS / "models" / facts.name).is_dir() else []
     for path in sorted([*TESTS.glob("models/test_*.py"), *TESTS.glob("parity/test_*.py")]):
         line = path.stem.removeprefix("test_").split("_")[0]
-        used = f'"{family.facts.model_types[0]}"' in path.read_text(encoding="utf-8")
+        used = f'"{facts.model_types[0]}"' in path.read_text(encoding="utf-8")
         if path.stem.removeprefix("test_") in names or (used and names[1].startswith(line)):
             found.append(path.relative_to(TESTS).as_posix())
     return found

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlmtune.models.folder import load_config
+from vlmtune.models.generic import Generic
 from vlmtune.testing.layout import HALF, seeded, write_folder, write_json
 from vlmtune.testing.vocabulary import byte_level_bpe
 
@@ -37,6 +39,11 @@ PIXELS = {
     "rescale_factor": 1 / 255,
     "resample": 3,
 }
+
+
+def generic(folder: Path) -> Generic:
+    """A model read as if it had no family, whether it has one or not."""
+    return Generic(Generic.load_parts(str(folder), load_config(str(folder)), "pil"))
 
 
 def chatml(image: str) -> str:

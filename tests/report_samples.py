@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 from typing import Any
 
 from tiny_rows import picture
+from vlmtune.data.conversation import Box
 from vlmtune.evaluation.intervals import Difference, Estimate
-from vlmtune.evaluation.report_content import ReportContent, ReportRow
+from vlmtune.evaluation.report_content import Answers, ReportContent, ReportRow, Slice, Slicing
 
 PAYLOADS = (
     "<script>alert(1)</script>",
@@ -87,6 +88,29 @@ def filled(text: str) -> ReportContent:
         before={"edit_similarity": LOW},
         after={"edit_similarity": HIGH},
         differences={"edit_similarity": BETTER},
+        history=[f"history {text}"],
+        trainability=[
+            {"part": f"part {text}", "parameters": 9, "trainable": 3, "gradient_norm": 1.0, "step": 1}
+        ],
+        answers={
+            "after": Answers(
+                rows=2,
+                cut=1,
+                limit=9,
+                remarks=[f"remark {text}"],
+                confusion={
+                    "classes": [f"class {text}", "other class"],
+                    "cells": [[0, 0, 3], [0, 1, 2], [1, 2, 1]],
+                },
+            )
+        },
+        slicings=[
+            Slicing(
+                by=f"column {text}",
+                slices=[Slice(name=f"slice {text}", rows=2, before=LOW, after=HIGH)],
+                left_out=1,
+            )
+        ],
         rows=[
             ReportRow(
                 id=f"id {text}",
@@ -96,16 +120,21 @@ def filled(text: str) -> ReportContent:
                 after=f"after {text}",
                 score_before=0.25,
                 score_after=0.5,
-                image=IMAGE,
+                true_boxes=[Box(0, f"true box {text}", (2.0, 2.0, 9.0, 9.0))],
+                boxes_after=[Box(0, f"box {text}", (3.0, 3.0, 9.0, 12.0))],
+                images=[IMAGE],
+                pictures=1,
             ),
             ReportRow(
-                id="without truth",
+                id=f"without truth {text}",
                 question=f"question {text}",
                 truth=(),
                 before=f"alone before {text}",
                 after=f"alone after {text}",
                 score_before=0.5,
                 score_after=0.25,
+                images=[IMAGE],
+                pictures=3,
             ),
         ],
         ledger={"in": 6, f"kind {text}": 3, "dropped": {f"code {text}": 3}},
@@ -137,6 +166,14 @@ def expected_texts(text: str) -> list[str]:
         "reproduce",
         "contract key",
         "contract",
+        "history",
+        "part",
+        "remark",
+        "class",
+        "column",
+        "slice",
+        "true box",
+        "box",
     )
     listed = json.dumps([f"listed {text}"], ensure_ascii=False)
     found = [f"{field} {text}" for field in fields]
@@ -234,9 +271,11 @@ def complaints(page: Page, harmless: Page, texts: list[str]) -> list[str]:
 def outside(tag: str, attributes: dict[str, Any]) -> list[str]:
     """Attributes that lead out of the file."""
     found = []
-    if not str(attributes.get("href", "#")).startswith("#"):
+    if tag != "image" and not str(attributes.get("href", "#")).startswith("#"):
         found.append(f"{tag} leads to {attributes['href']}")
     source = str(attributes.get("src", "data:image/png;base64,"))
+    if tag == "image":  # of an SVG
+        source = str(attributes["href"])
     if not source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")):
         found.append(f"{tag} loads {source[:40]}")
     loading = {"srcset", "srcdoc", "action", "formaction", "poster", "background", "xlink:href"}

@@ -28,6 +28,11 @@ FAMILY_OF = {
     "qwen2.5-vl-grounding": "qwen2_5_vl",
     "qwen3-vl-latex-ocr": "qwen3_vl",
     "qwen3-vl-grounding": "qwen3_vl",
+    "qwen-vl-chat-lora": "qwen_vl",
+    "qwen-vl-chat-qlora": "qwen_vl",
+    "qwen-vl-chat-nf4": "qwen_vl",
+    "qwen-vl-chat-full": "qwen_vl",
+    "qwen-vl-lora": "qwen_vl",
     "smolvlm-latex-ocr": "idefics3",
     "smolvlm-grounding": "idefics3",
 }

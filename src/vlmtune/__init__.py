@@ -7,6 +7,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "chat",
     "check",
     "download",
     "evaluate",
@@ -17,6 +18,7 @@ __all__ = [
     "prepare",
     "quickstart",
     "report",
+    "serve",
     "train",
 ]
 

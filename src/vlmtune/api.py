@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlmtune.data.prepare import PrepareOptions, PrepareResult, prepare
+from vlmtune.verbs.chat import chat
 from vlmtune.verbs.check import check
 from vlmtune.verbs.download import download
 from vlmtune.verbs.evaluate import evaluate
@@ -12,11 +13,13 @@ from vlmtune.verbs.merge import merge
 from vlmtune.verbs.predict import predict
 from vlmtune.verbs.quickstart import quickstart
 from vlmtune.verbs.report import report
+from vlmtune.verbs.serve import serve
 from vlmtune.verbs.train import train
 
 __all__ = [
     "PrepareOptions",
     "PrepareResult",
+    "chat",
     "check",
     "download",
     "evaluate",
@@ -27,5 +30,6 @@ __all__ = [
     "prepare",
     "quickstart",
     "report",
+    "serve",
     "train",
 ]

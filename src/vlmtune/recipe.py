@@ -19,7 +19,8 @@ from vlmtune.errors import RecipeError
 from vlmtune.evaluation.config import EvaluationConfig
 from vlmtune.hub import Hub
 from vlmtune.training.config import Precision, TrainingConfig
-from vlmtune.training.tracking_config import TrackingConfig
+from vlmtune.training.distributed.config import DistributedConfig
+from vlmtune.training.tracking.config import TrackingConfig
 from vlmtune.tuning.config import TuningConfig
 
 QuantizationMethod = Literal["nf4", "int8"]
@@ -101,6 +102,7 @@ class Recipe(Config):
         training: How they move.
         evaluation: What is measured.
         tracking: Trackers to report to.
+        distributed: How several processes hold the weights.
     """
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -112,6 +114,7 @@ class Recipe(Config):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     @property
     def quantization(self) -> QuantizationMethod | None:
@@ -147,6 +150,16 @@ class Recipe(Config):
             yield (
                 f"model.device_map: auto spreads the layers over all GPUs, model.device="
                 f"{model.device} puts them on one; give one of the two"
+            )
+        if self.distributed.shards and self.quantization is not None:
+            yield (
+                f"distributed.strategy: {self.distributed.strategy} cannot cut a base in "
+                f"{self.quantization} among the processes; use ddp, where each holds it whole"
+            )
+        if self.distributed.shards and model.device_map is not None:
+            yield (
+                "model.device_map: auto spreads the layers over all GPUs, distributed.strategy="
+                f"{self.distributed.strategy} cuts each layer; give one of the two"
             )
 
     def to_yaml(self) -> str:

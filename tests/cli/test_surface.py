@@ -11,6 +11,7 @@ import vlmtune
 from vlmtune.recipe import option_names, recipe_from
 
 VERBS = [
+    "chat",
     "check",
     "download",
     "evaluate",
@@ -21,6 +22,7 @@ VERBS = [
     "prepare",
     "quickstart",
     "report",
+    "serve",
     "train",
 ]
 
@@ -80,12 +82,14 @@ OPTIONS = [
     "training.seed",
     "training.log_steps",
     "training.save_steps",
+    "training.save_behind",
     "training.keep",
     "training.token_budget",
     "training.workers",
     "evaluation.before",
     "evaluation.after",
     "evaluation.metrics",
+    "evaluation.normalise",
     "evaluation.every",
     "evaluation.probe",
     "evaluation.max_new_tokens",
@@ -94,9 +98,22 @@ OPTIONS = [
     "tracking.to",
     "tracking.project",
     "tracking.name",
+    "distributed.strategy",
+    "distributed.offload",
 ]
 
-HEAVY = ("torch", "transformers", "datasets", "peft", "pyarrow", "numpy", "PIL", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "peft",
+    "pyarrow",
+    "numpy",
+    "PIL",
+    "matplotlib",
+    "fastapi",
+    "uvicorn",
+)
 HELP_SECONDS = 0.4
 IMPORTED = """
 import sys

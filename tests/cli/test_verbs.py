@@ -17,7 +17,7 @@ TRAIN = {
     "run", "checkpoint", "steps", "samples", "seconds", "samples_per_second", "loss", "before",
     "after", "report",
 }  # fmt: skip
-QUARTET = {"exact_match", "edit_similarity", "cer", "bleu"}
+OF_FORMULAS = {"exact_match", "edit_similarity", "cer", "bleu", "render_match"}
 
 
 def test_prepare(command, formula_table, tmp_path):
@@ -80,7 +80,7 @@ def test_train_eval_predict_merge_report(
     result = done.json
     assert result.keys() >= TRAIN
     assert (result["run"], result["steps"], result["samples"]) == (str(run), 2, 8)
-    assert result["before"].keys() == result["after"].keys() == QUARTET
+    assert result["before"].keys() == result["after"].keys() == OF_FORMULAS
     assert Path(result["checkpoint"]) == run / "checkpoints/step-000002"
     assert Path(result["report"]).is_file()
     assert "step 1/2" in done.err

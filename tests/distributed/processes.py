@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlmtune.training.distributed import Ranks, join, leave
+from vlmtune.training.distributed.ranks import Ranks, join, leave
 
 CONTEXT = multiprocessing.get_context("fork")  # spawned children would import torch anew
 LIMIT = 120

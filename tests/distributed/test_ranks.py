@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from distributed.processes import together
-from vlmtune.training.distributed import Ranks, deal, join
+from vlmtune.training.distributed.dealing import deal
+from vlmtune.training.distributed.ranks import Ranks, join
 
 
 def gradients(ranks: Ranks):

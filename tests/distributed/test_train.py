@@ -113,7 +113,7 @@ def test_one_row_at_a_time_is_the_same_too(make, tmp_path):
 def test_processes_that_forget_each_other_train_otherwise(make, tmp_path, monkeypatch):
     """The control: without the sum of gradients each goes its own way."""
     trained(make, tmp_path / "one", 1)
-    monkeypatch.setattr("vlmtune.training.distributed.Ranks.add_gradients", lambda *_: None)
+    monkeypatch.setattr("vlmtune.training.distributed.ranks.Ranks.add_gradients", lambda *_: None)
     trained(make, tmp_path / "many", 2)
     losses = [[step[0] for step in figures(tmp_path / run)] for run in ("one", "many")]
     assert abs(losses[0][-1] - losses[1][-1]) > 1e-4
@@ -127,18 +127,19 @@ def test_a_run_of_two_goes_on_to_the_bit(make, tmp_path):
     trained(make, tmp_path / "whole", 2, **changes)
 
     def half(_):
-        from vlmtune.training import loop
+        from vlmtune.training.saving import Saver
 
         class KilledError(Exception):
             """Stands for a kill after the first checkpoint."""
 
-        original = loop._save
+        original = Saver.save
 
-        def save_and_stop(job):
-            original(job)
+        def save_and_stop(self, state):
+            original(self, state)
+            self.wait()
             raise KilledError
 
-        loop._save = save_and_stop
+        Saver.save = save_and_stop
         with pytest.raises(KilledError):
             train(make(**changes), run_dir=tmp_path / "cut")
         return True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune.evaluation import metrics
+from vlmtune.evaluation import text_metrics
 from vlmtune.evaluation.intervals import score
 from vlmtune.evaluation.metrics import row_scores
 
@@ -43,5 +43,5 @@ def test_half_a_word_is_wrong_and_two_thirds_are_not(shared_data):
 def test_the_fixtures_see_threshold_and_case(shared_data, monkeypatch, name, value):
     """Negative control: without the threshold, or minding case, the mean is another."""
     answers, references = read(shared_data, "evaluate_json")
-    monkeypatch.setattr(metrics, name, value)
+    monkeypatch.setattr(text_metrics, name, value)
     assert score(["anls"], answers, references)["anls"].value != pytest.approx(MEAN, abs=1e-3)

@@ -10,7 +10,8 @@ from vlmtune.evaluation.intervals import (
     score_differences,
     wilson,
 )
-from vlmtune.evaluation.metrics import find, statistics
+from vlmtune.evaluation.metric import statistics
+from vlmtune.evaluation.metrics import find
 
 SIMILARITY = find("edit_similarity")
 CER = find("cer")

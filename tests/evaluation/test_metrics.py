@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,9 @@ import sacrebleu
 from rapidfuzz.distance import Levenshtein
 
 from vlmtune.errors import DataError, UsageError
-from vlmtune.evaluation.metrics import (
-    METRICS,
-    find,
-    normalise,
-    row_score,
-    row_scores,
-    statistics,
-)
+from vlmtune.evaluation.metric import row_score, statistics, value
+from vlmtune.evaluation.metrics import METRICS, find, row_scores
+from vlmtune.evaluation.text_metrics import TEXT_METRICS, normalise
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "golden" / "expected_values.json"
 TOKENS = ("\\frac", "{", "}", "1", "2", "x", "_", "^", "\\alpha", "=", "+", ".", "中", "é")
@@ -36,7 +32,7 @@ def texts(seed: int, rows: int, references: tuple[int, int] = (1, 3)):
 
 def corpus(name: str, predictions, references) -> float:
     metric = METRICS[name]
-    return float(metric.combine(statistics(metric, predictions, references).sum(axis=0)))
+    return value(metric, statistics(metric, predictions, references))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +128,7 @@ def test_anls_is_the_reference_implementation_s():
         assert found == pytest.approx(pair, abs=0.01)
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if not METRICS[name].boxes])
+@pytest.mark.parametrize("name", [metric.name for metric in TEXT_METRICS])
 def test_every_metric_of_texts(name):
     metric = find(name)
     assert metric.name == name
@@ -145,7 +141,7 @@ def test_every_metric_of_texts(name):
     assert ((alone >= lowest) & (alone <= highest)).all()
     # Sums of any shape: a stack of resamples is combined row by row, exactly.
     counts = np.random.default_rng(0).multinomial(100, np.full(100, 0.01), size=(2, 5))
-    values = metric.combine(counts.astype(float) @ stats)
+    values = metric.value(counts.astype(float), stats)
     assert values.shape == (2, 5)
     repeated = [i for i, times in enumerate(counts[1, 3]) for _ in range(times)]
     again = corpus(name, [predictions[i] for i in repeated], [references[i] for i in repeated])
@@ -155,6 +151,16 @@ def test_every_metric_of_texts(name):
     assert perfect == pytest.approx(1.0 if metric.higher_is_better else 0.0)
     wrong = corpus(name, ["zzzz"] * 100, references)
     assert (wrong < perfect) == metric.higher_is_better
+
+
+def test_every_metric_has_its_line_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = []
+    for line in page.splitlines():
+        first = line.split("|")[1] if line.startswith("| `") else ""
+        named = re.findall(r"`(\w+)`", first)
+        names += [f"{named[0][:-1]}{n}" for n in range(1, 5)] if "…" in first else named
+    assert names == list(METRICS)
 
 
 def test_an_unknown_metric_names_the_nearest_and_all():

@@ -1,13 +1,7 @@
-import base64
-import io
-import math
-import random
 import re
-import time
 from dataclasses import replace
 
 import pytest
-from PIL import Image
 
 from report_samples import (
     BETTER,
@@ -22,21 +16,11 @@ from report_samples import (
     filled,
     outside,
 )
-from tiny_rows import picture
-from vlmtune.errors import ImageError
 from vlmtune.evaluation import markup
 from vlmtune.evaluation.intervals import Difference
 from vlmtune.evaluation.markup import Html
-from vlmtune.evaluation.plots import curve, points_of, value_axis
 from vlmtune.evaluation.report import report_html, write_report
-from vlmtune.evaluation.report_content import (
-    ReportContent,
-    ReportRow,
-    headline,
-    ledger_words,
-    ranked,
-)
-from vlmtune.evaluation.report_rows import LONGEST, differences, faults, thumbnail
+from vlmtune.evaluation.report_content import ReportContent, ReportRow, headline, ledger_words
 from vlmtune.evaluation.report_style import STYLE
 
 HARMLESS = Page(report_html(filled("word")))
@@ -72,7 +56,11 @@ def test_without_escaping_it_would_say_more(payload, monkeypatch):
     """Negative control of the test above."""
     monkeypatch.setattr(markup.html, "escape", lambda text, quote=True: text)  # noqa: ARG005
     monkeypatch.setattr(markup, "_is_hidden", lambda character: False)  # noqa: ARG005
-    page = Page(report_html(filled(payload)))
+    source = report_html(filled(payload))
+    try:
+        page = Page(source)
+    except AssertionError:  # of Python's parser: not even HTML any more
+        return
     assert complaints(page, HARMLESS, expected_texts(payload)) != []
 
 
@@ -131,7 +119,13 @@ def compared(difference: Difference | None, **changes) -> ReportContent:
         (compared(replace(BETTER, changed=1)), "none", "Only 1 row scored", "Better"),
         (compared(replace(SAME, changed=0)), "none", "No row scored diff", "Better"),
         (compared(None), "untested", "was not tested, so no improvement can be", "Better"),
-        (compared(None, before=None), "untested", "not evaluated before training, so no", "Better"),
+        (
+            compared(None, before=None, recipe_yaml="a: 1"),
+            "untested",
+            "not evaluated before training, so no",
+            "Better",
+        ),
+        (compared(None, before=None), "untested", "Edit similarity is 0.721 [", "training"),
         (compared(None, after=None), "untested", "not evaluated after training, so no", "Better"),
         (ReportContent(title="run"), "untested", "The model was not evaluated", "Measured"),
     ],
@@ -174,180 +168,6 @@ def test_a_ledger_that_does_not_add_up_is_said_so(came, words):
     assert f"{came} rows came in, 7 + 3 = 10 are accounted for. {words}" in page.text
     assert page.of("p", **{"class": "fails"})
     assert not page.of("p", **{"class": "holds"})
-
-
-# Rows
-
-
-def marked(answer: str, *truth: str) -> str:
-    """``faults`` with signs for its marks."""
-    text = re.sub(r"<del[^>]*>(.*?)</del>", r"-\1-", faults(answer, truth))
-    return re.sub(r"<ins[^>]*>(.*?)</ins>", r"+\1+", text)
-
-
-@pytest.mark.parametrize(
-    ("truth", "answer", "expected"),
-    [
-        ("x + y", "x + y", "x + y"),
-        ("abcdef", "abXdef", "ab-c-+X+def"),
-        ("abcdef", "abdef", "ab-c-def"),
-        ("abcdef", "abcXdef", "abc+X+def"),
-        ("abc", "abcabc", "abc+abc+"),
-        ("one two", "two", "-one -two"),
-        ("abc", "xyz", "-abc-+xyz+"),
-        ("axbxc", "1x2x3", "-axbxc-+1x2x3+"),  # single characters in common are chance
-        ("中文答案", "中文回答", "中文-答案-+回答+"),
-    ],
-)
-def test_exactly_what_differs_is_marked(truth, answer, expected):
-    assert marked(answer, truth) == expected
-
-
-def test_an_answer_is_compared_with_the_closest_truth():
-    assert marked("red panda", "dog", "red pandas") == "red panda-s-"
-    assert marked("red panda") == "red panda"
-    assert '<em class="muted">empty </em>' in faults("", ["dog"])
-    assert marked("", "dog").endswith("-dog-")
-
-
-def test_marks_spell_both_texts():
-    draw = random.Random(2)
-    for _ in range(300):
-        one, other = ("".join(draw.choices("ab {}", k=draw.randint(0, 30))) for _ in range(2))
-        runs = differences(one, other)
-        assert "".join(missing + same for missing, _, same in runs) == one
-        assert "".join(extra + same for _, extra, same in runs) == other
-
-
-def test_what_is_too_long_to_compare_is_said():
-    truth = "abcdefghij" * 200
-    assert "compared" not in faults(truth[:LONGEST], [truth[:LONGEST]])
-    for answer in (truth[:LONGEST], truth + "x"):
-        words = f"the answer has {len(answer):,}, the truth 2,000"
-        assert words in faults(answer, [truth])
-
-
-def test_a_model_that_repeats_itself_does_not_hold_up_the_report():
-    began = time.perf_counter()
-    for answer, truth in (("{ " * 600, "{ a }" * 240), ("a" * LONGEST, "a b " * 300)):
-        faults(answer, [truth])
-    assert time.perf_counter() - began < 0.5  # difflib: 8 s
-
-
-def test_rows_are_ranked_by_the_metric_s_direction():
-    rows = [
-        ReportRow(id=f"{score}", question="", truth=("a",), after="b", score_after=score)
-        for score in (0.5, 0.1, 0.9, 0.3, 0.7)
-    ]
-    for metric, first in (("edit_similarity", "0.1"), ("cer", "0.9")):
-        worst, best = ranked(ReportContent(title="", rows=rows, after={metric: HIGH}), 2)
-        assert worst[0].id == first
-        assert len({row.id for row in worst + best}) == 4
-
-
-def decoded(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-
-
-def test_thumbnails_are_upright_and_bounded_and_tell_nothing_else():
-    sideways = Image.new("RGB", (1500, 300), "red")
-    sideways.paste("blue", (0, 0, 750, 300))  # left half
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "private"
-    for kind in ("PNG", "JPEG"):
-        file = io.BytesIO()
-        extra = {"comment": b"private"} if kind == "JPEG" else {}
-        sideways.save(file, kind, exif=exif, icc_profile=b"private" * 40, **extra)
-        shown = decoded(thumbnail(file.getvalue()))
-        assert shown.size == (192, 960)
-        assert shown.convert("RGB").getpixel((96, 10)) >= (0, 0, 200)  # left became top
-        assert shown.convert("RGB").getpixel((96, 950))[0] > 200
-        assert not shown.info.keys() & {"exif", "icc_profile", "comment"}
-    noise = thumbnail(picture((900, 400)).data)
-    assert noise.startswith("data:image/jpeg")
-    assert decoded(noise).width == 640
-    small = picture((31, 17), colour="red")
-    assert decoded(thumbnail(small.data)).size == (31, 17)
-    with pytest.raises(ImageError):
-        thumbnail(b"no picture")
-
-
-def test_a_picture_that_cannot_be_opened_is_said_so():
-    row = ReportRow(id="1", question="q", truth=("a",), after="a", score_after=1.0, image=b"broken")
-    page = Page(report_html(ReportContent(title="", rows=[row], after={"cer": LOW})))
-    assert "The picture cannot be shown (image_" in page.text
-    assert not page.of("img")
-
-
-def test_at_most_forty_rows_are_shown_and_none_twice():
-    rows = [
-        ReportRow(id=f"row {n}", question="", truth=("a",), after="a", score_after=n / 100)
-        for n in range(100)
-    ]
-    page = Page(report_html(ReportContent(title="", rows=rows, after={"exact_match": LOW})))
-    shown = page.inside("h4")
-    assert len(shown) == len(set(shown)) == 2 * 20
-    assert shown[:2] == ["row 0", "row 1"]
-    assert shown[20:22] == ["row 99", "row 98"]
-
-
-# Curves
-
-
-def test_losses_that_are_not_finite_are_left_out_and_counted():
-    values = [3.0, math.nan, 2.0, math.inf, 1.0, -math.inf, None]
-    steps = [{"step": n, "loss": value} for n, value in enumerate(values, 1)]
-    # As a run logs a step that was not applied: without the value.
-    steps += [{"step": 8, "applied": False}, {"step": 9, "loss": 0.5, "applied": True}]
-    page = Page(report_html(ReportContent(title="", steps=steps)))
-    assert "Loss or gradients were not finite in 4 of 9 steps" in page.text
-    (line,) = page.of("polyline")
-    assert len(line["points"].split()) == 4
-    assert not re.search(r"\b(nan|inf)\b", page.source, re.IGNORECASE)
-    finite = Page(report_html(ReportContent(title="", steps=[steps[0], steps[-1]])))
-    assert "not finite" not in finite.text
-
-
-def test_the_learning_rate_is_drawn_as_it_was():
-    noisy = [(float(step), 1.0 + step % 2) for step in range(1, 101)]
-    names = ("loss", "learning_rate", "gradient_norm", "samples_per_second")
-    steps = [{"step": step, **dict.fromkeys(names, value)} for step, value in noisy]
-    source = report_html(ReportContent(title="", steps=steps))
-    lines = {
-        figure.split("</b>")[0]: [line["class"] for line in Page(figure).of("polyline")]
-        for figure in source.split("<figcaption><b>")[1:]
-    }
-    smoothed = ["line faint", "line"]
-    assert lines == {
-        "Loss": smoothed,
-        "Learning rate": ["line"],
-        "Gradient norm": smoothed,
-        "Throughput": smoothed,
-    }
-    (rate,) = Page(curve("rate", "", {"": noisy}, smoothed=False)).of("polyline")
-    assert len({point.split(",")[1] for point in rate["points"].split()}) == 2
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        [0.0],
-        [5.0, 5.0],
-        [1e6, 999999.9999999999],
-        [1e-30, 3e-30],
-        [3.4e38, -1.0],
-        [-2.0, -1.0],
-        [0.0, 1e-12],
-    ],
-)
-def test_every_value_has_a_place(values):
-    axis = value_axis(values)
-    assert all(axis.end - 1 <= axis.place(value) <= axis.start + 1 for value in values)
-    assert 2 <= len(axis.ticks) <= 9
-    points = [(float(step), value) for step, value in enumerate(values)]
-    labels = Page(curve("loss", "", {"": points})).inside("text")
-    assert all(len(label) <= 9 for label in labels)
-    assert points_of([{"step": 1, "loss": "text"}], "loss") == []
 
 
 # Style

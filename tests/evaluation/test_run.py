@@ -9,7 +9,8 @@ from tiny_world import lines
 from vlmtune.errors import UsageError
 from vlmtune.evaluation import run
 from vlmtune.evaluation.intervals import score
-from vlmtune.evaluation.metrics import find, row_score
+from vlmtune.evaluation.metric import row_score
+from vlmtune.evaluation.metrics import find
 from vlmtune.evaluation.run import Evaluation, evaluate_rows, longest_answer
 
 METRICS = ("exact_match", "edit_similarity", "cer", "bleu")

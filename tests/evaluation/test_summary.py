@@ -83,7 +83,7 @@ def test_a_run_with_rows_that_are_bad_and_too_long_adds_up(formula_table, make_r
     (source / records[5][image]).unlink()
     prepare(table, tmp_path / "data", PrepareOptions(validation=4, max_bad=0.5))
     recipe = make_recipe(
-        data__path=str(tmp_path / "data"), data__max_length=60, training__max_steps=2
+        data__path=str(tmp_path / "data"), data__max_length=85, training__max_steps=2
     )
     train(recipe, run_dir=tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
@@ -157,8 +157,11 @@ def test_the_report_of_a_run(finished, tiny_data):
     assert content.verdict == "better"
     assert content.title == "one"
     assert content.base_model == "/home/models/base"
-    assert shlex.split(content.reproduce) == [
-        *("vlmtune", "train", str(finished.recipe), "--run", f"{finished.path}-again")
+    assert [shlex.split(line, comments=True) for line in content.reproduce.splitlines()] == [
+        [],
+        ["vlmtune", "reproduce", str(finished)],
+        [],
+        ["vlmtune", "train", str(finished.recipe), "--run", f"{finished.path}-again"],
     ]
     ids = PreparedDataset.open(tiny_data).split("validation").ids
     assert [row.id for row in content.rows] == ids

@@ -66,7 +66,7 @@ def steps(tuned, encoder, count=3):
             proof.observe(number, images=True)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(total))
+        losses.append(float(total.detach()))
     return losses, proof
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 import generic_models
-from tiny_rows import asked, encoder_of, lively, mixed_rows, picture, row, turn
-from tiny_world import tiny_recipe
+from generic_models import generic
+from tiny_rows import asked, changed, encoder_of, lively, mixed_rows, picture, row, turn
 from vlmtune.batching.collate import pack
-from vlmtune.batching.proof import packing_encoder, prove_packing
 from vlmtune.data.conversation import Box
 from vlmtune.data.media import ImagePolicy, Size
 from vlmtune.errors import ImageError, ModelError, UsageError
@@ -23,13 +20,8 @@ from vlmtune.models.generate import generate
 from vlmtune.models.generic import GREY, Generic
 from vlmtune.models.load import load_model
 from vlmtune.testing import tiny
-from vlmtune.training.config import TrainingConfig
 from vlmtune.training.loss import label_logits
-from vlmtune.training.prepare_rows import measure, plan_rows
 from vlmtune.tuning.parts import count_parts
-from vlmtune.verbs.evaluate import evaluate
-from vlmtune.verbs.merge import merge
-from vlmtune.verbs.train import train
 
 POLICY = ImagePolicy()
 ROWS = [
@@ -41,10 +33,6 @@ TOLERANCE = 1e-5  # of the largest logit, fp32
 slow = pytest.mark.slow
 # GLM-4V's processor hands numpy a tensor in a way that numpy 2 wants otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def generic(folder):
-    return Generic(Generic.load_parts(str(folder), load_config(str(folder)), "pil"))
 
 
 @torch.no_grad()
@@ -164,6 +152,13 @@ def test_a_processor_that_needs_another_package_is_named(folders):
         Generic(parts)
 
 
+def test_an_image_processor_without_pillow_is_said(folders, tmp_path):
+    settings = '{"image_processor_type": "Cohere2VisionImageProcessor"}'
+    folder = changed(folders("aya_vision"), tmp_path / "m", preprocessor_config_json=settings)
+    with pytest.raises(ModelError, match=r"install that, and set model\.backend=torchvision"):
+        generic(folder)
+
+
 def test_a_wrong_reading_of_the_processor_is_refused(folders, monkeypatch):
     """The control of the proof at the start: one placeholder too many is seen."""
     span = Generic.image_span
@@ -214,99 +209,3 @@ def test_a_question_at_a_time_where_batches_are_not_the_processors(tmp_path):
     answers = generate(model, found, ROWS[:3], max_new_tokens=4)
     known = generate(model, encoder_of(folder, POLICY), ROWS[:3], max_new_tokens=4)
     assert [answer.text for answer in answers] == [answer.text for answer in known]
-
-
-# Packing
-
-
-@pytest.mark.parametrize("name", ["aya_vision", pytest.param("ovis2", marks=slow)])
-def test_a_model_that_keeps_rows_apart_proves_it(folders, name):
-    model, encoder = lively(folders(name)), encoder_of(folders(name), POLICY)
-    with pytest.raises(ModelError, match="cannot be packed"):
-        logits(model, encoder, ROWS)
-    packing = packing_encoder(model, encoder)
-    assert packing.family.facts.packs
-    assert packing.contract == encoder.contract
-    alone = torch.cat([logits(model, encoder, [each]) for each in ROWS])
-    packed = logits(model, packing, ROWS)
-    assert (packed - alone).abs().max() <= TOLERANCE * alone.abs().max()
-
-
-def test_positions_of_its_own_disprove_it(folders):
-    model, encoder = lively(folders("glm4v")), encoder_of(folders("glm4v"), POLICY)
-    proof = prove_packing(model, encoder, encoder.family.packing())
-    assert (proof.packs, proof.reason[:22]) == (False, "packed logits differ b")
-    assert packing_encoder(model, encoder) is encoder
-
-
-@pytest.mark.parametrize(
-    ("name", "packs"),
-    [("gemma3", False), ("llava", True), pytest.param("qwen3_vl", False, marks=slow)],
-)
-def test_the_proof_says_what_is_known(name, packs, tmp_path):
-    """Gemma 3's own masks are wrong in a pack, and M-RoPE needs more than one row of positions."""
-    folder = tiny(name, tmp_path / "m", seed=3)
-    model, encoder = lively(folder), encoder_of(generic(folder), POLICY)
-    assert prove_packing(model, encoder, encoder.family.packing()).packs is packs
-
-
-def test_layers_that_look_at_neighbours_disprove_it(tmp_path):
-    """A language model that convolves over the tokens before: positions keep nothing apart."""
-    layers = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}
-    folder = generic_models.aya_vision(tmp_path / "m", text=layers)
-    model, encoder = lively(folder), encoder_of(folder, POLICY)
-    proof = prove_packing(model, encoder, encoder.family.packing())
-    assert not proof.packs
-    assert packing_encoder(model, encoder) is encoder
-
-
-def test_a_model_that_shows_nothing_proves_nothing(folders):
-    model, encoder = lively(folders("aya_vision")), encoder_of(folders("aya_vision"), POLICY)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "self_attn.o_proj" in name:
-                parameter.zero_()
-    proof = prove_packing(model, encoder, encoder.family.packing())
-    assert (proof.packs, proof.reason) == (False, "pictures change nothing here")
-
-
-def test_a_forward_that_fails_is_said_before_the_first_step(folders, monkeypatch):
-    model, encoder = lively(folders("aya_vision")), encoder_of(folders("aya_vision"), POLICY)
-
-    def forward(**_):
-        raise IndexError("too many indices for tensor of dimension 2")
-
-    monkeypatch.setattr(model, "forward", forward)
-    with pytest.raises(ModelError, match=r"AyaVision.* cannot be trained here.*too many indices"):
-        packing_encoder(model, encoder)
-
-
-def test_families_that_are_known_have_nothing_to_prove(tmp_path):
-    encoder = encoder_of(tiny("gemma3", tmp_path / "m"), POLICY)
-    assert packing_encoder(None, encoder) is encoder
-
-
-def test_unpacked_rows_are_planned_alone(folders):
-    encoder = encoder_of(folders("aya_vision"), POLICY)
-    measured = measure(ROWS, encoder, lambda *_: None)
-    config = TrainingConfig(batch_size=len(ROWS), epochs=1)
-    options = {"max_length": 4096, "too_long": "drop", "token_budget": 4096}
-    plan, _ = plan_rows(ROWS, measured, config, **options)
-    assert [len(pack) for pack in plan.step(1).packs] == [1] * len(ROWS)
-    together, _ = plan_rows(ROWS, replace(measured, packs=True), config, **options)
-    assert [len(pack) for pack in together.step(1).packs] == [len(ROWS)]
-
-
-# A whole life
-
-
-@slow
-def test_a_class_that_nobody_knew_is_trained_merged_and_evaluated(folders, tiny_data, tmp_path):
-    base = folders("aya_vision")
-    recipe = tiny_recipe(base, tiny_data, image={}, training__max_steps=2)
-    train(recipe, run_dir=tmp_path / "run")
-    merged = merge(tmp_path / "run", tmp_path / "model", dtype="fp32", device="cpu")
-    assert merged["changed"]["language"] > 0
-    assert merged["max_logit_difference"] < 1e-4
-    measured = evaluate(tmp_path / "model", data=tiny_data, out=tmp_path / "eval", limit=2)
-    assert measured["samples"] == 2

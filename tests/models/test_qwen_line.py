@@ -224,7 +224,8 @@ def test_features_seen_before_give_the_same_logits(qwen3, seen):
     assert [len(level) for level in features.deepstack_features] == [3, 3]
     with torch.no_grad():
         expected = label_logits(qwen3.model, qwen3.family, batch)
-    assert torch.equal(of_features(qwen3, batch, features), expected)
+    # Rows by a mask here, by their bounds there: equal but for the order of sums.
+    torch.testing.assert_close(of_features(qwen3, batch, features), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("fault", ["lost", "levels swapped", "images swapped", "one changed"])

@@ -16,8 +16,10 @@ from torch import nn
 from tiny_world import MakeRecipe, copied, fingerprint
 from vlmtune.errors import CheckpointError
 from vlmtune.runs.checkpoints import MANIFEST, checkpoints, faults, newest_good
-from vlmtune.training.checkpoint import TEMPORARY, State, load_state, prune, save_checkpoint
-from vlmtune.training.distributed import Ranks
+from vlmtune.training.checkpoint import TEMPORARY, State, load_state, prune
+from vlmtune.training.distributed.ranks import Ranks
+from vlmtune.training.distributed.strategy import Strategy
+from vlmtune.training.saving import Saver
 from vlmtune.verbs.train import train
 
 FILES = (
@@ -167,8 +169,17 @@ class World:
             if fail:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        state = State(step=step)
-        return save_checkpoint(self.folder, state, self.optimizer, self.parameters, write, Ranks())
+        saver = Saver(
+            self.folder, self.strategy, lambda: {}, lambda out, _: write(out), keep=99, behind=False
+        )
+        saver.save(State(step=step))
+        return self.folder / f"step-{step:06d}"
+
+    @property
+    def strategy(self) -> Strategy:
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        place = torch.device("cpu")
+        return Strategy(Ranks(), self.parameters, self.optimizer, scaler, place)
 
 
 @pytest.fixture
@@ -186,25 +197,25 @@ def test_state_and_optimizer_come_back(world):
     again.optimizer.state.clear()
     torch.manual_seed(1)
     drawn = torch.rand(3)
-    state = load_state(path, again.optimizer, again.parameters, Ranks())
+    state = load_state(path, again.strategy)
     assert state == State(step=3)
     for name, parameter in world.parameters.items():
         mine, theirs = world.optimizer.state[parameter], again.optimizer.state
         assert mine.keys() == theirs[again.parameters[name]].keys()
         for key, value in mine.items():
             assert torch.equal(value, theirs[again.parameters[name]][key])
-    load_state(path, again.optimizer, again.parameters, Ranks())
+    load_state(path, again.strategy)
     first = torch.rand(3)
-    load_state(path, again.optimizer, again.parameters, Ranks())
+    load_state(path, again.strategy)
     assert torch.equal(first, torch.rand(3))
     assert not torch.equal(first, drawn)
 
 
 def test_an_optimizer_of_other_parameters_is_refused(world):
     path = world.save(1)
-    parameters = {"other": world.model.weight}
+    world.parameters = {"other": world.model.weight}
     with pytest.raises(CheckpointError, match="2 parameters that do not train now"):
-        load_state(path, world.optimizer, parameters, Ranks())
+        load_state(path, world.strategy)
 
 
 def test_the_newest_and_the_best_stay(world):

@@ -101,13 +101,16 @@ def test_too_long_rows_are_left_out_and_accounted_for(world, tmp_path):
     from vlmtune.runs.folder import RunFolder
     from vlmtune.training.summary import account
 
-    run(world, tmp_path / "run", "training.max_steps=null", "data.max_length=90")
+    run(world, tmp_path / "all", "training.max_steps=1")
+    (step,) = read_lines(tmp_path / "all" / "metrics.jsonl")
+    middling = f"data.max_length={step['tokens'] // step['samples']}"
+    run(world, tmp_path / "run", "training.max_steps=null", middling)
     found = account(RunFolder(tmp_path / "run"))
     dropped = found["dropped"]["too_long"]
     assert 0 < dropped < 16
     assert found["in"] == found["trained"] + found["validation"] + dropped == 20
     with pytest.raises(Exception, match="too long"):
-        run(world, tmp_path / "strict", "data.max_length=90", "data.too_long=error")
+        run(world, tmp_path / "strict", middling, "data.too_long=error")
 
 
 def poison(monkeypatch, steps):
@@ -160,13 +163,13 @@ def test_fp16_overflow_skips_and_lowers_the_scale(world, tmp_path, monkeypatch):
 
     Four steps in a row and more are left out here, and that is no divergence.
     """
-    from vlmtune.verbs import train as verb
+    from vlmtune.verbs import holding
 
     def huge(config, device):
         assert config.precision == "fp16"
         return torch.amp.GradScaler(device.type, init_scale=2.0**40, growth_interval=1000)
 
-    monkeypatch.setattr(verb, "make_scaler", huge)
+    monkeypatch.setattr(holding, "make_scaler", huge)
     run(
         world,
         tmp_path / "run",

@@ -19,6 +19,7 @@ from vlmtune.errors import ChangedError
 from vlmtune.recipe import Recipe
 from vlmtune.runs.checkpoints import checkpoints, newest_good
 from vlmtune.training import checkpoint
+from vlmtune.training.distributed.strategy import Strategy
 from vlmtune.training.loop import StepReport, StoppedError
 from vlmtune.verbs import train as verb_module
 from vlmtune.verbs.observer import Observer
@@ -174,27 +175,27 @@ def test_a_signal_after_the_last_step_leaves_only_the_rest(make_recipe, tmp_path
 # Negative controls: each state that is not put back must be seen.
 
 
-def forget_randomness(tensors: Any, python: Any) -> None:
+def forget_randomness(tensors: Any, python: Any, ranks: Any) -> None:
     """Leaves the random states as they are."""
 
 
-def forget_optimizer(optimizer: Any, parameters: Any, saved: Any) -> None:
+def forget_optimizer(strategy: Any, folder: Any) -> None:
     """Leaves the optimizer empty."""
 
 
-def forget_counters(optimizer: Any, parameters: Any, saved: Any) -> None:
+def forget_counters(strategy: Any, folder: Any) -> None:
     """Puts back Adam's averages, but not its step counter."""
-    RESTORE_OPTIMIZER(optimizer, parameters, saved)
-    for state in optimizer.state.values():
+    RESTORE(strategy, folder)
+    for state in strategy.optimizer.state.values():
         state["step"] = torch.zeros_like(state["step"])
 
 
-RESTORE_OPTIMIZER = checkpoint._restore_optimizer
+RESTORE = Strategy.restore
 FORGETTING = {
-    "random state": ("_restore_random", forget_randomness, "lora"),
-    "optimizer": ("_restore_optimizer", forget_optimizer, "lora"),
-    "optimizer, full": ("_restore_optimizer", forget_optimizer, "full"),
-    "step counter": ("_restore_optimizer", forget_counters, "lora"),
+    "random state": (checkpoint, "_restore_random", forget_randomness, "lora"),
+    "optimizer": (Strategy, "restore", forget_optimizer, "lora"),
+    "optimizer, full": (Strategy, "restore", forget_optimizer, "full"),
+    "step counter": (Strategy, "restore", forget_counters, "lora"),
 }
 
 
@@ -202,8 +203,8 @@ FORGETTING = {
 def test_a_forgotten_state_is_seen(
     case, make_recipe, tmp_path, interrupted, reference, monkeypatch
 ):
-    name, forget, kind = FORGETTING[case]
-    monkeypatch.setattr(checkpoint, name, forget)
+    place, name, forget, kind = FORGETTING[case]
+    monkeypatch.setattr(place, name, forget)
     run = copied(interrupted(kind), tmp_path / "run")
     train(recipe_of(kind, make_recipe), run_dir=run, resume=True)
     found, expected = fingerprint(run), reference(kind)
@@ -272,7 +273,7 @@ def test_rows_left_out_are_those_of_the_plan_in_force(make_recipe, tmp_path):
     from vlmtune.runs.folder import RunFolder
     from vlmtune.training.summary import account
 
-    run = stopped_run(make_recipe(data__max_length=60), tmp_path / "run", step=1)
+    run = stopped_run(make_recipe(data__max_length=85), tmp_path / "run", step=1)
     left_out = account(RunFolder(run))["dropped"]["too_long"]
     assert 0 < left_out < 24
     with (run / "ledger.jsonl").open("a", encoding="utf-8") as stream:
@@ -282,7 +283,7 @@ def test_rows_left_out_are_those_of_the_plan_in_force(make_recipe, tmp_path):
     assert found["dropped"] == {}
     assert found["trained"] + found["not_reached"] + found["validation"] == found["in"] == 32
     (change,) = [line for line in lines(run / "ledger.jsonl") if line["event"] == "changed"]
-    assert change["changes"] == ["data.max_length: 60 is now 8192"]
+    assert change["changes"] == ["data.max_length: 85 is now 8192"]
 
 
 def test_batch_and_seed_are_fixed_within_a_run(make_recipe, tmp_path):

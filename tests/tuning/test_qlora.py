@@ -174,7 +174,7 @@ def test_merged_weights_are_plain(merged, trained, logits_on, monkeypatch):
     plain = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
     again = opened(out)
     found = logits_on(plain, again.encoder)
-    assert torch.equal(found, logits_on(again.model, again.encoder))
+    torch.testing.assert_close(found, logits_on(again.model, again.encoder), rtol=0, atol=1e-5)
     assert distance(logits_on(trained[1]["model"], again.encoder), found) < 0.05
 
 

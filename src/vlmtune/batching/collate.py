@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ class PackedBatch:
             made for these places alone.
         targets: The ids to predict there, ``(labels,)``.
         lengths: Tokens of each row.
+        stands_in: Whether another process trains these rows, and this one only passes through the
+            layers with it.
     """
 
     ids: tuple[str, ...]
@@ -33,6 +35,7 @@ class PackedBatch:
     predicts: Tensor
     targets: Tensor
     lengths: tuple[int, ...]
+    stands_in: bool = False
 
     @property
     def labels(self) -> int:
@@ -42,17 +45,21 @@ class PackedBatch:
     @property
     def tokens(self) -> int:
         """Number of tokens, labels or not."""
-        return sum(self.lengths)
+        return 0 if self.stands_in else sum(self.lengths)
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch on a device."""
-        return PackedBatch(
-            ids=self.ids,
+        return replace(
+            self,
             inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
             predicts=self.predicts.to(device),
             targets=self.targets.to(device),
-            lengths=self.lengths,
         )
+
+    def without_labels(self) -> PackedBatch:
+        """The same rows, of which nothing is trained: a loss and gradients of zero."""
+        nothing, none = torch.zeros_like(self.predicts), self.targets[:0]
+        return replace(self, predicts=nothing, targets=none, stands_in=True)
 
 
 def pack(family: Family, rows: Sequence[Encoded]) -> PackedBatch:

@@ -12,13 +12,13 @@ import numpy as np
 from vlmtune.checking.check import AllRows
 from vlmtune.checking.codes import code_of
 from vlmtune.checking.findings import CheckResult, CodeCount, Finding, Lengths
-from vlmtune.checking.overlay import Mark, data_uri, drawing
 from vlmtune.checking.page import Tile, page, verdict_box
 from vlmtune.data.conversation import Box, Conversation
 from vlmtune.data.dataset import PreparedDataset
 from vlmtune.data.media import ImagePolicy, Size, open_image
 from vlmtune.errors import DataError
 from vlmtune.evaluation.markup import Html, group, tag
+from vlmtune.evaluation.overlay import Mark, data_uri, drawing
 from vlmtune.evaluation.page import Section
 from vlmtune.evaluation.plots import round_step
 

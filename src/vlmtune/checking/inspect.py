@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.checking.overlay import Mark
 from vlmtune.data.conversation import Box, Conversation
 from vlmtune.data.media import Size
+from vlmtune.evaluation.overlay import Mark
 from vlmtune.models.encode import IGNORED, Encoder, TokenKind
 
 MOST_TOGETHER = 4  # bytes of the longest UTF-8 character, and so tokens that only decode together

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image as Pictures
 
 from vlmtune.checking.inspect import SeenImage, SeenRow, Stretch
-from vlmtune.checking.overlay import data_uri, drawing
 from vlmtune.checking.page import page
 from vlmtune.evaluation.markup import Html, group, tag
+from vlmtune.evaluation.overlay import data_uri, drawing
 
 SHOWN_WIDE = 560  # a small picture is shown larger, up to this width
 KINDS = {

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import vlmtune
+from vlmtune.cli.chat import chat
 from vlmtune.cli.check import check
 from vlmtune.cli.download import download
 from vlmtune.cli.evaluate import evaluate
@@ -18,7 +19,10 @@ from vlmtune.cli.prepare import prepare
 from vlmtune.cli.quickstart import quickstart
 from vlmtune.cli.recipes import recipes
 from vlmtune.cli.report import report
+from vlmtune.cli.runs import runs
+from vlmtune.cli.serve import serve
 from vlmtune.cli.train import train
+from vlmtune.cli.ui import ui
 
 app = typer.Typer(
     name="vlmtune",
@@ -35,7 +39,11 @@ app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(predict)
 app.command()(merge)
+app.command()(serve)
+app.command()(ui)
+app.command()(chat)
 app.command()(report)
+app.command()(runs)
 app.command()(download)
 app.add_typer(recipes, name="recipes")
 app.command()(quickstart)

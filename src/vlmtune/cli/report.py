@@ -12,6 +12,13 @@ from vlmtune.cli.output import Debug, Json, errors, finish
 
 def report(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A file for the report; the run's report.html unless given.")
+    ] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option(help="A column of the rows to slice by, as meta.KEY; may be repeated."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -19,5 +26,5 @@ def report(
     with errors(as_json=as_json, debug=debug):
         from vlmtune.verbs.report import report as write
 
-        result = write(run)
+        result = write(run, out=out, slices=slices or ())
         finish(result, as_json=as_json, lines=[f"report: {result['report']}"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -68,7 +68,11 @@ def line_width(size: Size) -> float:
 
 
 def draw_boxes(
-    picture: Picture, boxes: Sequence[Box], *, font: str | Path | None = None
+    picture: Picture,
+    boxes: Sequence[Box],
+    *,
+    font: str | Path | None = None,
+    colours: Sequence[str] = (),
 ) -> Picture:
     """A copy of a picture with boxes and their labels on it.
 
@@ -79,6 +83,7 @@ def draw_boxes(
         picture: Any picture; the copy is RGB.
         boxes: Boxes in its pixels, whatever ``Box.image`` says.
         font: A TrueType or OpenType file; without one, what is installed.
+        colours: Of the boxes, each ``#rrggbb``; without them, one for each label in turn.
 
     Raises:
         OSError: If ``font`` cannot be read.
@@ -86,6 +91,8 @@ def draw_boxes(
     size = Size(*picture.size)
     letters = load_font(font_size(size), "".join(box.label for box in boxes), font)
     shapes = arrange(size, boxes, letters.getlength, label_height(letters, size))
+    if colours:
+        shapes = [replace(one, colour=own) for one, own in zip(shapes, colours, strict=True)]
     places = [shape.place for shape in shapes if shape.place]
     bottom = max([size.height, *(math.ceil(place.bottom) for place in places)])
     drawn = Image.new("RGB", (size.width, bottom), "white")

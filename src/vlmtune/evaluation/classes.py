@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlmtune.evaluation.metric import Array, Details, Metric, RowStatistics
 from vlmtune.evaluation.text_metrics import normalise
@@ -57,7 +58,7 @@ def macro_f1(counts: Array, stats: Array) -> Array:
     return np.array(values).reshape(counts.shape[:-1])
 
 
-def _mean_f1(right: Array, true: Array, named: Array) -> float:
+def _mean_f1(right: NDArray[Any], true: NDArray[Any], named: NDArray[Any]) -> float:
     occurs = true > 0
     return float(np.mean(2 * right[occurs] / (true + named)[occurs]))
 

@@ -47,8 +47,7 @@ def detections(truth: Sequence[Sequence[Box]]) -> RowStatistics:
             boxes = [box for _, box in ranked[:MOST]]
             hits = _hits(boxes, own)
             records += [
-                (numbers[name], rank, bits)
-                for (rank, _), bits in zip(ranked, hits, strict=False)
+                (numbers[name], rank, bits) for (rank, _), bits in zip(ranked, hits, strict=False)
             ]
         return tuple(float(number) for record in records for number in record)
 

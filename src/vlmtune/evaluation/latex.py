@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal
+
+Normalise = Literal["none", "latex"]  # how texts are brought to one spelling before comparison
 
 TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|\S", re.DOTALL)
 
@@ -26,10 +29,17 @@ SIZES = _words(
 )
 # Calligraphic, blackboard and Fraktur letters are other letters, and stay.
 FONTS = _words(
-    r"\rm \bf \it \sf \tt \boldmath \mathrm \mathbf \mathit \mathsf \mathtt \mathnormal \boldsymbol"
-    r" \bm \text \textrm \textbf \textit \textup \mbox \hbox \operatorname \operatorname* \mathop"
-    r" \mathord \mathbin \mathrel \mathopen \mathclose"
+    r"\rm \bf \it \sf \tt \mit \boldmath \mathrm \mathbf \mathit \mathsf \mathtt \mathnormal"
+    r" \boldsymbol \bm \text \textrm \textbf \textit \textup \mbox \hbox \operatorname"
+    r" \operatorname* \mathop \mathord \mathbin \mathrel \mathopen \mathclose"
 )
+# Switches to such letters reach to the end of their group: ``{ \cal L }`` is ``\mathcal { L }``.
+SWITCHES = {
+    r"\cal": r"\mathcal",
+    r"\frak": r"\mathfrak",
+    r"\Bbb": r"\mathbb",
+    r"\scr": r"\mathscr",
+}
 FUNCTIONS = _words(
     r"\sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \coth \log \ln \lg"
     r" \exp \lim \max \min \sup \inf \det \dim \ker \deg \gcd \arg \hom \Pr"
@@ -63,7 +73,6 @@ SYNONYMS = {
     r"\ldots": r"\dots",
     r"\dotsc": r"\dots",
     r"\dotsb": r"\dots",
-    r"\prime": "'",
     r"\ast": "*",
     r"\colon": ":",
     r"\lt": "<",
@@ -73,6 +82,7 @@ SYNONYMS = {
     r"\dag": r"\dagger",
     r"\ddag": r"\ddagger",
 }
+PRIMES = re.compile(r"'(?:\s*')*")  # short for a superscript of primes
 DROPPED = SPACING | SIZES | FONTS | {"$"}
 
 
@@ -83,14 +93,25 @@ def normalise_latex(text: str) -> str:
     into tokens and cleared of what is dropped.
     """
     tokens: list[str] = []
-    for token in TOKEN.findall(text):
+    ends: list[list[str]] = []  # what closes each open group
+    for token in TOKEN.findall(PRIMES.sub(_primes, text)):
         if token in FUNCTIONS:  # as ``\operatorname { s i n }``, letter by letter
             tokens += token[1:]
+        elif token in SWITCHES and tokens and tokens[-1] == "{":
+            tokens += [SWITCHES[token], "{"]
+            ends[-1] = ["}", "}"]
+        elif token == "}":
+            tokens += ends.pop() if ends else [token]
         elif token not in DROPPED:
             tokens.append(SYNONYMS.get(token, token))
+            ends += [["}"]] * (token == "{")
     while (fewer := list(_without_idle_braces(tokens))) != tokens:
         tokens = fewer
     return " ".join(tokens)
+
+
+def _primes(found: re.Match[str]) -> str:
+    return " ^ { " + r"\prime " * found.group().count("'") + "} "
 
 
 def _without_idle_braces(tokens: list[str]) -> Iterator[str]:

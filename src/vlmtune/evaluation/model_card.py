@@ -12,13 +12,11 @@ from typing import Any
 import yaml
 
 from vlmtune.evaluation.markup import visible
-from vlmtune.evaluation.report_content import (
-    ReportContent,
+from vlmtune.evaluation.report_content import ReportContent, headline, ledger_words
+from vlmtune.evaluation.report_words import (
     difference_words,
     estimate_words,
     facts,
-    headline,
-    ledger_words,
     metric_words,
     total_words,
 )

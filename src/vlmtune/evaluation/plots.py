@@ -16,6 +16,7 @@ WIDTH, HEIGHT = 480.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 40.0
 MOST_POINTS = 400
 SMOOTHED_FROM = 40
+COLOURS = 8  # of the style sheet: s1 to s8
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,28 +130,51 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     return smoothed
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Values over steps.
+
+    Attributes:
+        label: What they are, in the legend; nothing if the title says it.
+        points: (step, value).
+        colour: Number of its colour, from 1; 0: the page's own.
+        dots: Whether they are few and stand apart, and are drawn as dots.
+    """
+
+    label: str
+    points: Sequence[Point]
+    colour: int = 0
+    dots: bool = False
+
+
 def curve(
-    title: str, unit: str, series: Mapping[str, Sequence[Point]], *, smoothed: bool = True
+    title: str,
+    unit: str,
+    series: Sequence[Series],
+    *,
+    smoothed: bool = True,
+    limit: float | None = None,
 ) -> Html:
-    """A figure of values over steps.
+    """A figure of values over steps; nothing if there is no value.
 
     Args:
         title: What is drawn.
         unit: Of the values.
-        series: Points by label; the first series is the main one, others are drawn as dots.
+        series: The lines.
         smoothed: Whether to draw a moving average over many points; not for what has no noise.
+        limit: A value to draw a line across at, where it lies in the picture.
     """
-    every = [point for points in series.values() for point in points]
+    drawn = [each for each in series if each.points]
+    every = [point for each in drawn for point in each.points]
     if not every:
         return Html("")
     down = value_axis([value for _, value in every])
     across = step_axis([step for step, _ in every])
-    main, *others = series.items()
-    last = main[1][-1] if main[1] else None
-    marks = [_line(main[1], across, down, smoothed=smoothed)]
-    marks += [_dots(points, across, down) for _, points in others]
-    legend = [tag("span", label, class_="key dots") for label, points in others if points]
-    now = f"last {tick_words(float(f'{last[1]:.3g}'))}" if last else ""
+    alone = len(drawn) == 1 or all(each.dots for each in drawn[1:])
+    marks = [_marks(each, across, down, smoothed=smoothed, faint=alone) for each in drawn]
+    shown = limit is not None and down.low < limit < down.high
+    if limit is not None and shown:
+        marks.append(_segment(LEFT, down.place(limit), WIDTH - RIGHT, down.place(limit), "limit"))
     drawing = tag(
         "svg",
         tag("title", f"{title} over steps"),
@@ -159,14 +183,26 @@ def curve(
         viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
         role="img",
     )
+    last = drawn[0].points[-1][1]
     caption = tag(
         "figcaption",
         tag("b", title),
         tag("span", unit, class_="muted"),
-        *legend,
-        tag("span", now, class_="last"),
+        *(key(each) for each in drawn if each.label),
+        tag("span", f"last {tick_words(float(f'{last:.3g}'))}" if alone else "", class_="last"),
     )
     return tag("figure", caption, drawing, class_="curve")
+
+
+def key(series: Series) -> Html:
+    """A series in a legend."""
+    kind = "dots" if series.dots else "line"
+    return tag("span", series.label, class_=f"key {kind} s{palette(series.colour)}")
+
+
+def palette(number: int) -> int:
+    """The colour of a series: 0 is the page's own, then 1 to ``COLOURS`` again and again."""
+    return (number - 1) % COLOURS + 1 if number else 0
 
 
 def _frame(across: Axis, down: Axis) -> Html:
@@ -190,26 +226,31 @@ def _frame(across: Axis, down: Axis) -> Html:
     return group([*lines, *ticks, base, _label(WIDTH - RIGHT, HEIGHT - 5, "step", "end")])
 
 
-def _line(points: Sequence[Point], across: Axis, down: Axis, *, smoothed: bool) -> Html:
-    if len(points) == 1:
-        return _dots(points, across, down)
-    raw = _polyline(thin(points), across, down, "line")
+def _marks(series: Series, across: Axis, down: Axis, *, smoothed: bool, faint: bool) -> Html:
+    points, colour = series.points, f"s{palette(series.colour)}"
+    if series.dots or len(points) == 1:
+        return tag("g", *_dots(points, across, down), class_=colour)
+    # Beyond as many colours as there are, lines are told apart by their dashes.
+    dashes = "7 4" if series.colour > COLOURS else None
     if not smoothed or len(points) < SMOOTHED_FROM:
-        return raw
-    faint = _polyline(thin(points), across, down, "line faint")
-    return group([faint, _polyline(thin(smooth(points)), across, down, "line")])
+        return tag("g", _polyline(thin(points), across, down, "line", dashes), class_=colour)
+    raw = _polyline(thin(points), across, down, "line faint") if faint else ""
+    even = _polyline(thin(smooth(points)), across, down, "line", dashes)
+    return tag("g", raw, even, class_=colour)
 
 
-def _polyline(points: Sequence[Point], across: Axis, down: Axis, class_: str) -> Html:
+def _polyline(
+    points: Sequence[Point], across: Axis, down: Axis, class_: str, dashes: str | None = None
+) -> Html:
     places = " ".join(f"{across.place(x):.1f},{down.place(y):.1f}" for x, y in points)
-    return tag("polyline", points=places, class_=class_)
+    return tag("polyline", points=places, class_=class_, stroke_dasharray=dashes)
 
 
-def _dots(points: Sequence[Point], across: Axis, down: Axis) -> Html:
-    return group(
+def _dots(points: Sequence[Point], across: Axis, down: Axis) -> list[Html]:
+    return [
         tag("circle", cx=f"{across.place(x):.1f}", cy=f"{down.place(y):.1f}", r="3.5", class_="dot")
         for x, y in points
-    )
+    ]
 
 
 def _segment(x1: float, y1: float, x2: float, y2: float, class_: str = "axis") -> Html:
@@ -222,21 +263,35 @@ def _label(x: float, y: float, text: str, anchor: str) -> Html:
     return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
 
 
-def whiskers(before: Estimate | None, after: Estimate | None, high: float) -> Html:
-    """Both values with their intervals on one scale from 0 to ``high``."""
+def whiskers(estimates: Sequence[tuple[str, Estimate | None]], high: float) -> Html:
+    """Values with their intervals below each other, on one scale from 0 to ``high``.
+
+    Args:
+        estimates: Class in the style sheet (``before``, ``after``, ``s1``) and value.
+        high: End of the scale.
+    """
     scale = Axis(0.0, high, high, 6.0, 194.0)
+    known = [(class_, estimate) for class_, estimate in estimates if estimate is not None]
+    bottom = 7.0 + 14.0 * len(known)
     marks = [
-        _whisker(estimate, scale, y, class_)
-        for estimate, y, class_ in ((before, 11.0, "before"), (after, 25.0, "after"))
-        if estimate is not None
+        _whisker(estimate, scale, 11.0 + 14.0 * place, class_)
+        for place, (class_, estimate) in enumerate(known)
     ]
-    ends = [_segment(scale.place(x), 3, scale.place(x), 33, "grid") for x in (0, high / 2, high)]
+    ends = [
+        _segment(scale.place(x), 3, scale.place(x), bottom, "grid") for x in (0, high / 2, high)
+    ]
     labels = [
-        _label(scale.place(x), 46, tick_words(x), anchor)
+        _label(scale.place(x), bottom + 13, tick_words(x), anchor)
         for x, anchor in ((0.0, "start"), (high / 2, "middle"), (high, "end"))
     ]
     return tag(
-        "svg", *ends, *marks, *labels, viewBox="0 0 200 50", class_="whiskers", aria_hidden="true"
+        "svg",
+        *ends,
+        *marks,
+        *labels,
+        viewBox=f"0 0 200 {bottom + 17:g}",
+        class_="whiskers",
+        aria_hidden="true",
     )
 
 

@@ -1,13 +1,14 @@
 r"""Whether two formulas look alike, however they are spelled.
 
-Both are drawn by the same program at the same size and cropped to their ink. One is moved up or
-down to where the rows of ink agree most, give or take a few pixels. Then columns are paired, in
-order: two may pair if in the strips of five columns around them at least 90 % of the ink of both
-has ink of the other within one pixel above or below. The score is the ink of the paired columns
-that agrees so, as a share of all ink of both; the pairing is the one that makes it largest.
+Both are drawn by the same program at the same size and cropped to their ink; blank columns between
+inked ones are made two, however many they are. One is moved up or down to where the rows of ink
+agree most, give or take two pixels. Then columns are paired, in order: two may pair if in the
+strips of five columns around them at least 90 % of the ink of both has ink of the other within one
+pixel above or below. The score is the ink of the paired columns that agrees so, as a share of all
+ink of both; of the offsets and pairings, those that make it largest.
 
-Equal pictures score 1. Blank columns have no ink, so that spacing is free; a glyph that is wrong,
-missing or too many costs its own ink and its neighbours' nothing.
+Equal pictures score 1, and so do those that differ in horizontal spacing alone. A glyph that is
+wrong, missing or too many costs its own ink, and its neighbours' only where they touch.
 
 Source: after the image edit distance of Deng et al., "Image-to-markup generation with
 coarse-to-fine attention" (2017), arXiv 1609.04938, which compares columns for equality; here
@@ -37,12 +38,20 @@ _Float = NDArray[np.float32]
 
 def agreement(first: Ink, second: Ink) -> float:
     """How far two cropped pictures agree, 0 to 1; see above."""
-    if first.shape == second.shape and (first == second).all():
+    first, second = _squeezed(first), _squeezed(second)
+    if np.array_equal(first, second):
         return 1.0
     best = _offset(first, second)
     return max(
         _aligned(*_placed(first, second, best + near)) for near in range(-NEAR, NEAR + 1)
     ) / float(first.sum() + second.sum())
+
+
+def _squeezed(picture: Ink) -> Ink:
+    """The picture with gaps of ``AROUND`` columns, so that no strip reaches over one."""
+    inked = np.flatnonzero(picture.any(axis=0))
+    gaps = np.flatnonzero(np.diff(inked) > 1) + 1
+    return np.insert(picture[:, inked], np.repeat(gaps, AROUND), False, axis=1)
 
 
 def _offset(first: Ink, second: Ink) -> int:

@@ -1,23 +1,27 @@
-"""What a report says, before it is HTML or Markdown: the content, its numbers and its words."""
+"""What a report says, before it is HTML or Markdown: its content, and the sentences about it."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmtune.data.conversation import Box
 from vlmtune.evaluation.intervals import FEWEST_CHANGED, Difference, Estimate
-from vlmtune.evaluation.metrics import find
+from vlmtune.evaluation.metrics import METRICS, find
+from vlmtune.evaluation.report_words import (
+    VERDICTS,
+    counted,
+    difference_words,
+    estimate_words,
+    figure,
+    metric_words,
+    probability_words,
+)
 
-ACRONYMS = frozenset({"anls", "bleu", "cer", "iou"})
-VERDICTS = {
-    "better": "Better",
-    "worse": "Worse",
-    "none": "No difference can be claimed",
-    "untested": "Not compared",
-}
+MOST_ROWS = 20  # worst, and as many best
+MOST_FALLEN = 5  # of the rows that lost most in training
+MOST_PICTURES = 4  # of one row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +36,13 @@ class ReportRow:
         after: The answer after training; None if it was not asked for.
         score_before: Of ``before``, in the report's primary metric.
         score_after: Of ``after``, in the report's primary metric.
-        image: The encoded original of the first picture.
+        cut_before: Whether ``before`` was cut at the limit of tokens.
+        cut_after: Whether ``after`` was.
+        true_boxes: Boxes of the row's own answer, in pixels of the upright picture.
+        boxes_before: Boxes in ``before``.
+        boxes_after: Boxes in ``after``.
+        images: The encoded originals of its pictures, at most ``MOST_PICTURES``.
+        pictures: How many pictures it has.
     """
 
     id: str
@@ -42,12 +52,78 @@ class ReportRow:
     after: str | None = None
     score_before: float | None = None
     score_after: float | None = None
-    image: bytes | None = field(default=None, repr=False)
+    cut_before: bool = False
+    cut_after: bool = False
+    true_boxes: Sequence[Box] = ()
+    boxes_before: Sequence[Box] = ()
+    boxes_after: Sequence[Box] = ()
+    images: Sequence[bytes] = field(default=(), repr=False)
+    pictures: int = 0
 
     @property
     def score(self) -> float | None:
         """What the row is ranked by: after training, or before where there is no after."""
         return self.score_before if self.score_after is None else self.score_after
+
+    @property
+    def boxes(self) -> Sequence[Box]:
+        """Boxes in the answer that the row is ranked by."""
+        return self.boxes_before if self.after is None else self.boxes_after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What is known of all answers of one evaluation, beside the metrics.
+
+    Attributes:
+        rows: How many there are.
+        cut: How many were cut at the limit; None where that is not known.
+        limit: Most new tokens of an answer; None where that is not known.
+        tokens: Tokens of all answers; None where that is not known.
+        remarks: What metrics say beside their values, a line each.
+        confusion: Which class was taken for which, as ``macro_f1`` describes it; or empty.
+    """
+
+    rows: int
+    cut: int | None = None
+    limit: int | None = None
+    tokens: int | None = None
+    remarks: Sequence[str] = ()
+    confusion: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """The primary metric on a part of the rows.
+
+    Attributes:
+        name: Which part, in words.
+        rows: How many.
+        before: The metric before training.
+        after: The metric after.
+        difference: After compared with before.
+    """
+
+    name: str
+    rows: int
+    before: Estimate | None = None
+    after: Estimate | None = None
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slicing:
+    """All rows, cut into slices by one of their properties.
+
+    Attributes:
+        by: The property, in words.
+        slices: Each row is in one of them.
+        left_out: Rows that do not have the property.
+    """
+
+    by: str
+    slices: Sequence[Slice]
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +137,18 @@ class ReportContent:
         data: Fingerprint and counts; may be nested.
         steps: Rows of ``metrics.jsonl``: ``step`` and any of ``loss``, ``probe_loss``,
             ``learning_rate``, ``gradient_norm``, ``samples_per_second``, ``tokens_per_second``.
+        probes: Metrics on the probe during training: (step, value) by metric.
+        rates: Learning rate of each part that trains, as a multiple of the logged one; empty where
+            all have the logged one.
+        clip: Largest norm of a step's gradient; 0: not clipped.
+        trainability: What the first gradients said of each part, as the ledger has it.
+        history: What happened to the run on its way, a line each: resumed, changed.
         before: Metrics before training.
         after: Metrics after training.
         differences: After compared with before, on the same rows.
-        rows: Every evaluated row.
+        answers: What else is known of the answers, by ``before`` and ``after``.
+        slicings: The primary metric on parts of the rows.
+        rows: Every evaluated row; pictures only of those in ``chosen``.
         ledger: ``in``, the rows that came in, and where they went: each other key is a number of
             rows (``trained``) or numbers by code (``dropped``, ``quarantined``); they sum to it.
         totals: ``seconds``, ``samples``, ``tokens``, ``label_tokens``, ``steps``,
@@ -83,9 +167,16 @@ class ReportContent:
     environment: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     steps: Sequence[Mapping[str, Any]] = ()
+    probes: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    clip: float = 0.0
+    trainability: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[str] = ()
     before: Mapping[str, Estimate] | None = None
     after: Mapping[str, Estimate] | None = None
     differences: Mapping[str, Difference] | None = None
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    slicings: Sequence[Slicing] = ()
     rows: Sequence[ReportRow] = ()
     ledger: Mapping[str, Any] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
@@ -100,8 +191,22 @@ class ReportContent:
     @property
     def metrics(self) -> list[str]:
         """Names of all metrics, the primary one first."""
-        names = dict.fromkeys([*(self.after or {}), *(self.before or {})])
-        return sorted(names, key=lambda name: name != self.primary)
+        names = {*(self.after or {}), *(self.before or {})}
+        known = [name for name in METRICS if name in names]
+        return sorted(known, key=lambda name: name != self.primary)
+
+    @property
+    def alone(self) -> bool:
+        """Whether one evaluation is all there is: it belongs to no run, with a before and after."""
+        return self.before is None and not self.recipe_yaml
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What was measured (``before``, ``after``), and what it is called."""
+        if self.alone:
+            return {"after": "Value"} if self.after is not None else {}
+        both = {"before": self.before, "after": self.after}
+        return {when: when.capitalize() for when, found in both.items() if found is not None}
 
     def estimates(self, name: str) -> tuple[Estimate | None, Estimate | None]:
         """The metric before and after."""
@@ -118,33 +223,6 @@ class ReportContent:
         return difference.verdict if difference else "untested"
 
 
-def figure(value: float) -> str:
-    """A metric's value: three decimals, a real minus sign."""
-    text = f"{value:.3f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("-")
-
-
-def estimate_words(estimate: Estimate | None) -> str:
-    """``0.721 [0.660, 0.770]``, or a dash."""
-    if estimate is None:
-        return "–"
-    return f"{figure(estimate.value)} [{figure(estimate.low)}, {figure(estimate.high)}]"
-
-
-def difference_words(difference: Difference | None) -> str:
-    """``+0.310 [0.250, 0.370]``, or a dash."""
-    if difference is None:
-        return "–"
-    sign = "+" if difference.value >= 0.0005 else ""
-    return f"{sign}{figure(difference.value)} [{figure(difference.low)}, {figure(difference.high)}]"
-
-
-def metric_words(name: str) -> str:
-    """``edit_similarity`` as ``Edit similarity``, ``cer`` as ``CER``."""
-    words = [word.upper() if word in ACRONYMS else word for word in name.split("_")]
-    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
-
-
 def headline(content: ReportContent) -> str:
     """What came out, in a few sentences that claim no more than was measured."""
     if not content.metrics:
@@ -157,6 +235,8 @@ def headline(content: ReportContent) -> str:
             f"{words} was {estimate_words(before)} before training. The model was not evaluated "
             f"after training, so no improvement can be claimed. {sure}"
         )
+    if content.alone:
+        return f"{words} is {estimate_words(after)}. {sure}"
     if before is None:
         return (
             f"{words} is {estimate_words(after)} after training. The model was not evaluated "
@@ -180,7 +260,8 @@ def _verdict_words(difference: Difference | None, name: str) -> str:
     stated = f"{VERDICTS[difference.verdict]}: {difference_words(difference)}{lower}."
     if difference.verdict == "none" and difference.changed < FEWEST_CHANGED:
         return f"{stated} {changed_words(difference)}"
-    return stated
+    chance = probability_words(difference.probability)
+    return f"{stated} The probability that it is better after training is {chance}."
 
 
 def changed_words(difference: Difference) -> str:
@@ -190,32 +271,66 @@ def changed_words(difference: Difference) -> str:
 
 
 def _rows_words(content: ReportContent) -> str:
-    count = len(content.rows)
-    return f"Measured on {count:,} row{'' if count == 1 else 's'}"
+    return f"Measured on {counted(len(content.rows), 'row')}"
+
+
+def moved_words(content: ReportContent) -> str:
+    """How many rows moved which way, or nothing where that is not known."""
+    change = moved(content)
+    if change is None:
+        return ""
+    better, same, worse = change
+    return (
+        f"Of {counted(sum(change), 'row')}, {better:,} scored better after training than before, "
+        f"{same:,} the same, {worse:,} worse."
+    )
 
 
 def ranked(content: ReportContent, most: int) -> tuple[list[ReportRow], list[ReportRow]]:
     """The worst rows, worst first, and the best, best first; at most ``most`` each, none twice."""
     scored = [row for row in content.rows if row.score is not None]
-    rising = not content.metrics or find(content.metrics[0]).higher_is_better
-    ordered = sorted(scored, key=lambda row: (row.score or 0.0) * (1 if rising else -1))
+    sign = _sign(content)
+    ordered = sorted(scored, key=lambda row: (row.score or 0.0) * sign)
     worst = min(most, (len(ordered) + 1) // 2)
     best = min(most, len(ordered) - worst)
     return ordered[:worst], ordered[::-1][:best]
 
 
+def fallen(content: ReportContent, most: int) -> list[ReportRow]:
+    """The rows that lost most in training, the greatest loss first."""
+    sign = _sign(content)
+    losses = [(gain * sign, row) for row, gain in _gains(content) if gain * sign < 0]
+    return [row for _, row in sorted(losses, key=lambda each: each[0])[:most]]
+
+
+def chosen(content: ReportContent) -> dict[str, list[ReportRow]]:
+    """The rows that a report shows, by why; none twice."""
+    worst, best = ranked(content, MOST_ROWS)
+    seen = {row.id for row in (*worst, *best)}
+    lost = [row for row in fallen(content, len(content.rows)) if row.id not in seen]
+    return {"worst": worst, "fallen": lost[:MOST_FALLEN], "best": best}
+
+
 def moved(content: ReportContent) -> tuple[int, int, int] | None:
     """How many rows scored better, the same and worse after training; None without both scores."""
-    gains = [
-        row.score_after - row.score_before
+    gains = [gain * _sign(content) for _, gain in _gains(content)]
+    if not gains:
+        return None
+    up, down = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return up, len(gains) - up - down, down
+
+
+def _gains(content: ReportContent) -> list[tuple[ReportRow, float]]:
+    return [
+        (row, row.score_after - row.score_before)
         for row in content.rows
         if row.score_after is not None and row.score_before is not None
     ]
-    if not gains or not content.metrics:
-        return None
-    up, down = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    same = len(gains) - up - down
-    return (up, same, down) if find(content.metrics[0]).higher_is_better else (down, same, up)
+
+
+def _sign(content: ReportContent) -> int:
+    """1 where a higher score is better, else -1."""
+    return 1 if not content.metrics or find(content.metrics[0]).higher_is_better else -1
 
 
 def ledger_lines(ledger: Mapping[str, Any]) -> list[tuple[str, str, int]]:
@@ -243,39 +358,3 @@ def ledger_words(ledger: Mapping[str, Any]) -> tuple[bool, str]:
         f"{abs(came - went):,} {'are missing' if came > went else 'are too many'}: "
         "do not trust this run before that is explained."
     )
-
-
-def facts(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as lines: dotted key, value as text."""
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from facts(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", value
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield f"{prefix}{key}", f"{value:,}"
-        else:
-            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)
-
-
-def total_words(name: str, value: float) -> str:
-    """A total with its unit."""
-    if not math.isfinite(value):
-        return str(value)
-    if name == "seconds":
-        return duration(value)
-    if name.endswith("_bytes"):
-        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
-    if name.endswith("_per_second"):
-        return f"{value:,.2f} /s" if value < 100 else f"{value:,.0f} /s"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
-
-
-def duration(seconds: float) -> str:
-    """``1 h 03 min``, ``4 min 05 s`` or ``12.3 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"

@@ -2,64 +2,93 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 
-from rapidfuzz.distance import Indel, Levenshtein
-
-from vlmtune.data.media import ImagePolicy, open_image
-from vlmtune.errors import ImageError
 from vlmtune.evaluation.markup import Html, group, tag
 from vlmtune.evaluation.metrics import find
-from vlmtune.evaluation.report_content import ReportContent, ReportRow, figure
+from vlmtune.evaluation.report_content import (
+    MOST_PICTURES,
+    ReportContent,
+    ReportRow,
+    chosen,
+    moved_words,
+)
+from vlmtune.evaluation.report_pictures import ALBUM, THUMBNAIL, Album
+from vlmtune.evaluation.report_texts import LONGEST, cut, faults, shown
+from vlmtune.evaluation.report_words import counted, figure, metric_words, signed
 
-THUMBNAIL = (640, 960)  # pixels, at most
-SMALL_PNG = 48 * 1024  # bytes; a larger thumbnail is tried as JPEG
-LONGEST = 1200  # characters of a text that are shown
-SAME = 2  # an equal stretch this short between two faults is chance, not agreement
-
-
-def thumbnail(data: bytes) -> str:
-    """The picture, upright and at most 640 pixels wide, as a data URI.
-
-    Raises:
-        ImageError: If it cannot be opened.
-    """
-    picture = open_image(data, ImagePolicy())
-    picture.thumbnail(THUMBNAIL)
-    picture.info = {}  # a comment in the file is nobody's business, and its profile is not applied
-    encoded, kind = io.BytesIO(), "png"
-    picture.save(encoded, "PNG", optimize=True)
-    if encoded.tell() > SMALL_PNG:
-        smaller = io.BytesIO()
-        picture.save(smaller, "JPEG", quality=82, optimize=True)
-        if smaller.tell() < encoded.tell():
-            encoded, kind = smaller, "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
+TITLES = {
+    "worst": ("The worst row", "The {} worst rows"),
+    "fallen": ("The row that lost most in training", "The {} further rows that lost most"),
+    "best": ("The best row", "The {} best rows"),
+}
 
 
-def cards(rows: Sequence[ReportRow], content: ReportContent) -> Html:
-    """One card a row."""
-    return group(group(["\n", card(row, content)]) for row in rows)
+def rows_section(content: ReportContent) -> Html:
+    """Worst rows, those that lost most, and best rows."""
+    groups = {why: rows for why, rows in chosen(content).items() if rows}
+    if not groups:
+        return Html("")
+    legend = tag(
+        "p",
+        "In an answer, ",
+        tag("ins", "marked and underlined"),
+        " is not in the closest accepted answer, and ",
+        tag("del", "struck out"),
+        " is missing from the model's.",
+        class_="legend",
+    )
+    parts = [tag("p", _lead(content, groups), class_="lead"), legend]
+    album = Album(content)
+    for why, rows in groups.items():
+        one, many = TITLES[why]
+        parts += [
+            tag("h3", one if len(rows) == 1 else many.format(len(rows))),
+            group(group(["\n", card(row, content, album)]) for row in rows),
+        ]
+    return group(parts)
 
 
-def card(row: ReportRow, content: ReportContent) -> Html:
+def _lead(content: ReportContent, groups: dict[str, list[ReportRow]]) -> str:
+    scored = sum(row.score is not None for row in content.rows)
+    words = f"{scored:,} of {counted(len(content.rows), 'row')} have a score"
+    if content.metrics:
+        words += f", in {metric_words(content.metrics[0])}"
+    showing = sum(map(len, groups.values()))
+    bounds = (
+        f"{showing:,} are shown, with at most {MOST_PICTURES} pictures each, reduced to "
+        f"{THUMBNAIL[0]} × {THUMBNAIL[1]} pixels and {ALBUM // 2**20} MB in all, and the first "
+        f"{LONGEST:,} characters of a text; all answers are in predictions.jsonl."
+    )
+    return " ".join(part for part in (f"{words}.", moved_words(content), bounds) if part)
+
+
+def card(row: ReportRow, content: ReportContent, album: Album) -> Html:
     """A row: its picture, the truth, and each answer with its faults marked."""
-    columns = [_column("Truth", _shown(row.truth[0] if row.truth else ""), class_="truth")]
-    for label, answer, score in (
-        ("Before", row.before, row.score_before),
-        ("After", row.after, row.score_after),
+    truth = row.truth[0] if row.truth else ""
+    columns = [
+        _column(
+            "Truth",
+            [album.formula(truth, "the truth, as a formula"), _text(shown(truth))],
+            kind="truth",
+        )
+    ]
+    for when, answer, score, ended in (
+        ("before", row.before, row.score_before, row.cut_before),
+        ("after", row.after, row.score_after, row.cut_after),
     ):
         if answer is not None:
-            columns.append(_column(label, faults(answer, row.truth), score, class_=label.lower()))
-    others = [tag("span", _cut(text), dir="auto") for text in row.truth[1:]]
+            label = "Answer" if content.alone else when.capitalize()
+            drawn = album.formula(answer, f"the answer {when} training, as a formula")
+            text = _text(faults(answer, row.truth))
+            columns.append(_column(label, [drawn, text], score, kind=when, cut_short=ended))
+    others = [tag("span", cut(text), dir="auto") for text in row.truth[1:]]
     also = tag("p", tag("b", "Also accepted: "), group(_joined(others)), class_="also")
     return tag(
         "article",
         tag("header", tag("h4", row.id, dir="auto"), _change(row, content)),
-        _picture(row),
-        tag("p", _cut(row.question), class_="question", dir="auto") if row.question else "",
+        album.pictures(row),
+        tag("p", cut(row.question), class_="question", dir="auto") if row.question else "",
         tag("div", *columns, class_="columns"),
         also if others else "",
         class_="row",
@@ -73,11 +102,25 @@ def _joined(parts: Sequence[Html]) -> list[str]:
     return joined
 
 
-def _column(label: str, text: Html, score: float | None = None, *, class_: str) -> Html:
+def _text(text: Html) -> Html:
+    return tag("div", text, class_="text", dir="auto")
+
+
+def _column(
+    label: str,
+    parts: Sequence[Html],
+    score: float | None = None,
+    *,
+    kind: str,
+    cut_short: bool = False,
+) -> Html:
     title = tag(
-        "h5", label, tag("span", figure(score), class_="score") if score is not None else ""
+        "h5",
+        label,
+        tag("span", "cut at the limit", class_="badge none") if cut_short else "",
+        tag("span", figure(score), class_="score") if score is not None else "",
     )
-    return tag("div", title, tag("div", text, class_="text", dir="auto"), class_=f"column {class_}")
+    return tag("div", title, *parts, class_=f"column {kind}")
 
 
 def _change(row: ReportRow, content: ReportContent) -> Html:
@@ -88,72 +131,4 @@ def _change(row: ReportRow, content: ReportContent) -> Html:
     if figure(gain) == "0.000":
         return tag("span", "unchanged", class_="badge none")
     improved = (gain > 0) == find(content.metrics[0]).higher_is_better
-    words = f"{'+' if gain > 0 else ''}{figure(gain)}"
-    return tag("span", words, class_=f"badge {'better' if improved else 'worse'}")
-
-
-def _picture(row: ReportRow) -> Html:
-    if row.image is None:
-        return Html("")
-    try:
-        source = thumbnail(row.image)
-    except ImageError as error:
-        return tag("p", f"The picture cannot be shown ({error.code}).", class_="muted")
-    return tag("div", tag("img", src=source, alt=f"picture of {row.id}"), class_="picture")
-
-
-def _cut(text: str) -> str:
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[:LONGEST]} … and {len(text) - LONGEST:,} more characters"
-
-
-def _shown(text: str) -> Html:
-    return group([_cut(text)]) if text else tag("em", "empty", class_="muted")
-
-
-def faults(answer: str, truth: Sequence[str]) -> Html:
-    """The answer with what should not be there marked, and what is missing struck in.
-
-    It is compared with the closest reference, character by character, in the first 1200 characters
-    of both; where one of them is longer, that is said.
-    """
-    if not truth:
-        return _shown(answer)
-    closest = max(truth, key=lambda text: Levenshtein.normalized_similarity(answer, text))
-    expected, written = closest[:LONGEST], answer[:LONGEST]
-    pieces: list[str] = []
-    for missing, extra, same in differences(expected, written):
-        pieces += [
-            tag("del", missing, title="missing") if missing else "",
-            tag("ins", extra, title="not in the truth") if extra else "",
-            same,
-        ]
-    if not written:
-        pieces.insert(0, tag("em", "empty ", class_="muted"))
-    if max(len(answer), len(closest)) > LONGEST:
-        words = (
-            f" … compared in their first {LONGEST:,} characters: the answer has {len(answer):,}, "
-            f"the truth {len(closest):,}"
-        )
-        pieces.append(tag("em", words, class_="muted"))
-    return group(pieces)
-
-
-def differences(expected: str, written: str) -> list[tuple[str, str, str]]:
-    """Runs of (missing, extra, same): with ``same``, they spell ``expected`` and ``written``.
-
-    The longest common subsequence, but for stretches too short to mean agreement. difflib's would
-    take seconds where a model repeats itself.
-    """
-    runs: list[tuple[str, str, str]] = []
-    at_expected = at_written = 0
-    for start, begin, size in Indel.editops(expected, written).as_matching_blocks():
-        inner = size and (start, begin) != (0, 0) and start + size < len(expected)
-        if inner and len(written[begin : begin + size].strip()) < SAME:
-            continue
-        missing, extra = expected[at_expected:start], written[at_written:begin]
-        if missing or extra or size:
-            runs.append((missing, extra, written[begin : begin + size]))
-        at_expected, at_written = start + size, begin + size
-    return runs
+    return tag("span", signed(gain), class_=f"badge {'better' if improved else 'worse'}")

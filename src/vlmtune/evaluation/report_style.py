@@ -8,14 +8,18 @@ STYLE = """
   --better: #0b7a4b; --better-soft: #e2f5ec; --worse: #b3261e; --worse-soft: #fdeceb;
   --none: #6b5a00; --none-soft: #fbf3d5;
   --extra: #ffd9d6; --extra-ink: #8c1d18; --missing: #d8ecff; --missing-ink: #0b4a8f;
+  --c1: #0f6fde; --c2: #c2410c; --c3: #0b7a4b; --c4: #8b2fc9; --c5: #9a6b00; --c6: #0b7f93;
+  --c7: #b8175c; --c8: #5c6b7c; --mix: #0f6fde; --wrong: #d9480f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #0f141a; --card: #171e26; --ink: #e5eaf0; --muted: #96a5b5; --rule: #2a3440;
-    --before: #7f8d9d; --after: #5aa9ff; --soft: #1f2832; --paper: #f4f5f6;
+    --before: #7f8d9d; --after: #5aa9ff; --soft: #1f2832; --paper: #1f2832;
     --better: #5fd39d; --better-soft: #12382a; --worse: #ff9b93; --worse-soft: #43201e;
     --none: #e5cd6a; --none-soft: #38310f;
     --extra: #5a2623; --extra-ink: #ffc9c4; --missing: #173a5e; --missing-ink: #b9dcff;
+    --c1: #5aa9ff; --c2: #ff9d5c; --c3: #5fd39d; --c4: #c79bff; --c5: #e5cd6a; --c6: #4fd1e6;
+    --c7: #ff8fbf; --c8: #a9b6c4; --mix: #5aa9ff; --wrong: #ff9d5c;
   }
 }
 * { box-sizing: border-box; }
@@ -53,14 +57,19 @@ code, pre, .text, .hash { font-family: ui-monospace, SFMono-Regular, Menlo, Cons
   font-variant-numeric: tabular-nums; margin: 0 0 8px; }
 .verdict .big { font-size: 36px; font-weight: 680; letter-spacing: -.02em; line-height: 1.1; }
 .verdict .from { color: var(--muted); font-weight: 500; }
+.verdict .change { font-size: 17px; }
+.verdict .change .range { font-size: 14px; color: var(--muted); }
 .verdict p.sentence { margin: 0; max-width: 84ch; }
+.verdict p.sentence + p.sentence { margin-top: 4px; }
 .word.better, .badge.better { background: var(--better-soft); color: var(--better); }
 .word.worse, .badge.worse { background: var(--worse-soft); color: var(--worse); }
 .word.none, .badge.none, .word.untested { background: var(--none-soft); color: var(--none); }
+.badge.plain { background: var(--soft); color: var(--muted); }
 .badge { font-size: 12.5px; font-weight: 620; padding: 1px 9px; border-radius: 99px;
   white-space: nowrap; font-variant-numeric: tabular-nums; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
   margin: 14px 0 0; padding: 0; }
+.tiles.four { grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); }
 .tiles div { background: var(--card); border: 1px solid var(--rule); border-radius: 12px;
   padding: 12px 14px; }
 .tiles dt { color: var(--muted); font-size: 12.5px; }
@@ -74,6 +83,7 @@ tbody th { font-weight: 620; }
 tbody th small { display: block; color: var(--muted); font-weight: 400; font-size: 12.5px;
   line-height: 1.4; max-width: 36ch; }
 td .value { font-weight: 620; }
+td small { display: block; color: var(--muted); font-size: 12.5px; white-space: nowrap; }
 td .range { color: var(--muted); white-space: nowrap; font-size: 13.5px; display: block; }
 table.facts th, table.facts td { padding: 6px 14px; vertical-align: top; font-size: 14px; }
 table.facts th { color: var(--muted); font-weight: 500; width: 34%; overflow-wrap: anywhere; }
@@ -90,18 +100,27 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--muted); font-size: 12px; font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--rule); }
 svg .axis { stroke: var(--muted); }
-svg .line { fill: none; stroke: var(--after); stroke-width: 2; stroke-linejoin: round; }
+svg .limit { stroke: var(--worse); stroke-dasharray: 5 4; }
+.s0 { --own: var(--after); } .s1 { --own: var(--c1); } .s2 { --own: var(--c2); }
+.s3 { --own: var(--c3); } .s4 { --own: var(--c4); } .s5 { --own: var(--c5); }
+.s6 { --own: var(--c6); } .s7 { --own: var(--c7); } .s8 { --own: var(--c8); }
+svg .line { fill: none; stroke: var(--own); stroke-width: 2; stroke-linejoin: round; }
 svg .line.faint { opacity: .28; stroke-width: 1; }
-svg .dot { fill: var(--card); stroke: var(--ink); stroke-width: 2; }
+svg .dot { fill: var(--card); stroke: var(--own); stroke-width: 2; }
+svg .s0 .dot { stroke: var(--ink); }
 svg.whiskers { width: 200px; max-width: 100%; }
-svg .span { stroke-width: 3; stroke-linecap: round; opacity: .55; }
+svg .span { stroke: var(--own); stroke-width: 3; stroke-linecap: round; opacity: .55; }
+svg .span + circle { fill: var(--own); }
 svg .before .span { stroke: var(--before); } svg .before circle { fill: var(--before); }
 svg .after .span { stroke: var(--after); } svg .after circle { fill: var(--after); }
 .key::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%;
   margin-right: 6px; background: var(--muted); }
 .key.before::before { background: var(--before); }
 .key.after::before { background: var(--after); }
-.key.dots::before { background: var(--card); border: 2px solid var(--ink); }
+.key.line::before { height: 3px; width: 16px; border-radius: 2px; vertical-align: 3px;
+  background: var(--own); }
+.key.dots::before { background: var(--card); border: 2px solid var(--own); }
+.key.dots.s0::before { border-color: var(--ink); }
 article.row { padding: 16px 18px; margin: 0 0 14px; break-inside: avoid; }
 article.row header { display: flex; gap: 12px; align-items: center; margin-bottom: 10px; }
 article.row h4 { margin: 0; font-size: 14px; font-weight: 620; }
@@ -109,15 +128,40 @@ article.row .badge { margin-left: auto; }
 .picture { background: var(--paper); border: 1px solid var(--rule); border-radius: 8px;
   padding: 10px; margin-bottom: 10px; text-align: center; }
 .picture img { max-width: 100%; max-height: 360px; vertical-align: middle; }
+.picture svg { display: inline-block; width: auto; max-width: 100%; max-height: 560px;
+  vertical-align: middle; }
+.picture svg .label { font: 600 13px system-ui, "Noto Sans CJK SC", sans-serif; fill: #fff; }
+.picture > * + * { margin: 0 0 0 10px; }
+.boxes { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px; color: var(--muted); }
+.boxes span { display: inline-flex; align-items: center; gap: 6px; }
+svg.swatch { width: 26px; }
+.formula { background: #fff; border-radius: 6px; padding: 8px 10px; margin: 0 0 8px;
+  overflow-x: auto; }
+.formula img { display: block; max-width: none; }
+p.formula { background: none; padding: 0; font-size: 12.5px; font-style: italic; }
+.remarks { margin: 0 0 12px; padding-left: 20px; max-width: 92ch; }
+.remarks li { margin: 2px 0; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table.matrix th, table.matrix td { padding: 6px 8px; text-align: center; font-size: 13.5px; }
+table.matrix tbody th { text-align: left; font-weight: 560; max-width: 180px;
+  overflow-wrap: anywhere; }
+table.matrix thead th { vertical-align: bottom; max-width: 90px; overflow-wrap: anywhere; }
+table.matrix td { --strength: calc(var(--share) * .6); }
+table.matrix td.right { background: color-mix(in srgb, var(--mix) var(--strength), transparent);
+  font-weight: 620; }
+table.matrix td.wrong { background: color-mix(in srgb, var(--wrong) var(--strength), transparent); }
+table.matrix td.none { color: var(--muted); }
 .question { color: var(--muted); font-size: 13.5px; margin-bottom: 10px; white-space: pre-wrap; }
 .columns { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 12px; }
 .column { background: var(--soft); border-radius: 8px; padding: 8px 12px 10px; }
 .column h5 { display: flex; margin: 0 0 4px; font-size: 12.5px; color: var(--muted);
   font-weight: 600; }
+.column h5 .badge { margin-left: 8px; font-size: 11.5px; }
 .column .score { margin-left: auto; color: var(--ink); font-variant-numeric: tabular-nums; }
 .column.after { box-shadow: inset 0 2px 0 var(--after); }
 .column.before { box-shadow: inset 0 2px 0 var(--before); }
-.text { font-size: 13px; line-height: 1.6; white-space: pre-wrap; unicode-bidi: isolate; }
+.text { font-size: 13px; line-height: 1.6; white-space: pre-wrap; unicode-bidi: isolate;
+  max-height: 21em; overflow-y: auto; }
 ins, del { border-radius: 3px; padding: 0 1px; }
 ins { background: var(--extra); color: var(--extra-ink); text-decoration: underline; }
 del { background: var(--missing); color: var(--missing-ink); text-decoration: line-through; }
@@ -137,17 +181,20 @@ footer { color: var(--muted); font-size: 13px; padding-bottom: 40px; }
   h1 { font-size: 24px; }
   .verdict { padding: 16px; }
   .verdict .big { font-size: 28px; }
+  .verdict .name { flex-basis: 100%; }
   .curves, .two { grid-template-columns: minmax(0, 1fr); }
   .columns { grid-auto-flow: row; }
-  .tiles { grid-template-columns: 1fr 1fr; }
+  .tiles, .tiles.four { grid-template-columns: 1fr 1fr; }
   svg text { font-size: 15px; }
-  table.metrics thead { display: none; }
-  table.metrics tr { display: block; padding: 12px 14px; border-top: 1px solid var(--rule); }
-  table.metrics tr:first-child { border-top: 0; }
-  table.metrics th, table.metrics td { display: flex; gap: 8px; padding: 3px 0; border: 0; }
-  table.metrics th { display: block; }
-  table.metrics td[data-label]::before { content: attr(data-label); color: var(--muted);
+  table.stacked thead { display: none; }
+  table.stacked tr { display: block; padding: 12px 14px; border-top: 1px solid var(--rule); }
+  table.stacked tr:first-child { border-top: 0; }
+  table.stacked th, table.stacked td { display: flex; gap: 8px; padding: 3px 0; border: 0; }
+  table.stacked th { display: block; }
+  table.stacked td[data-label]::before { content: attr(data-label); color: var(--muted);
     flex: 0 0 84px; font-size: 13.5px; }
+  table.stacked td.before::before { color: var(--before); font-weight: 620; }
+  table.stacked td.after::before { color: var(--after); font-weight: 620; }
   td .range { display: inline; }
   svg.whiskers { width: 260px; }
   svg.whiskers text { font-size: 12px; }
@@ -163,5 +210,6 @@ footer { color: var(--muted); font-size: 13px; padding-bottom: 40px; }
   .card, figure.curve, .tiles div, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   .picture img { max-height: 200px; }
+  .text { max-height: none; }
 }
 """

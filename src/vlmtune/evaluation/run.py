@@ -6,17 +6,19 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.data.conversation import Box, Conversation
 from vlmtune.errors import UsageError
 from vlmtune.evaluation.intervals import Difference, Estimate, compare, estimate
-from vlmtune.evaluation.metrics import Array, Metric, alone, find, statistics
+from vlmtune.evaluation.latex import Normalise, normalise_latex
+from vlmtune.evaluation.metric import Array, Metric, row_statistics, statistics
+from vlmtune.evaluation.metrics import find
 from vlmtune.files import read_lines, to_json, write_json, write_text
 from vlmtune.models.encode import IGNORED, Encoder
-from vlmtune.models.generate import generate, tokens_of
+from vlmtune.models.generate import Generation, generate, tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,10 +36,10 @@ class Prediction:
         question: What was asked, as the model saw it.
         prediction: What it said.
         references: Every acceptable answer.
-        finished: Whether it ended by itself within the limit.
-        prompt_tokens: Tokens of the question.
-        completion_tokens: Tokens of the answer.
-        scores: Each metric's value of this row alone.
+        finished: Whether it ended by itself within the limit; None where it is not known.
+        prompt_tokens: Tokens of the question; None where they are not known.
+        completion_tokens: Tokens of the answer; None where they are not known.
+        scores: Each metric's value of this row alone, where it says something about it.
         boxes: Boxes in what it said, in pixels of the upright image.
         truth: Boxes in the row's own answer.
     """
@@ -46,9 +48,9 @@ class Prediction:
     question: str
     prediction: str
     references: tuple[str, ...]
-    finished: bool
-    prompt_tokens: int
-    completion_tokens: int
+    finished: bool | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
     scores: dict[str, float]
     boxes: tuple[Box, ...] = ()
     truth: tuple[Box, ...] = ()
@@ -61,12 +63,38 @@ class Evaluation:
     Attributes:
         metrics: Each metric with its interval.
         predictions: One a row, in the split's order.
-        max_new_tokens: The limit that was set.
+        max_new_tokens: The limit that was set; None where it is not known.
+        normalise: How texts were brought to one spelling before they were compared.
+        details: What metrics say beside their value, by name: a confusion matrix, rows left out.
     """
 
     metrics: dict[str, Estimate]
     predictions: tuple[Prediction, ...]
-    max_new_tokens: int
+    max_new_tokens: int | None
+    normalise: Normalise = "none"
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def cut_at_limit(self) -> int | None:
+        """Answers that were cut at the limit; None where that is not known of all."""
+        ended = [prediction.finished for prediction in self.predictions]
+        return None if None in ended else ended.count(False)
+
+    def remarks(self) -> list[str]:
+        """What there is to say beside the values, a line each."""
+        lines = []
+        if self.cut_at_limit:
+            lines.append(
+                f"{self.cut_at_limit} of {len(self.predictions)} answers were cut at "
+                f"{self.max_new_tokens or 'their limit of'} tokens"
+            )
+        if self.normalise != "none":
+            lines.append(f"texts were compared in one spelling (normalise: {self.normalise})")
+        for name, found in self.details.items():
+            described = find(name).details
+            words = described.words(found) if described else ""
+            lines += [f"{name}: {words}"] * bool(words)
+        return lines
 
     def metrics_json(self) -> dict[str, dict[str, float]]:
         """``{name: {value, low, high}}``."""
@@ -83,6 +111,9 @@ class Evaluation:
             "metrics": self.metrics_json(),
             "samples": len(self.predictions),
             "max_new_tokens": self.max_new_tokens,
+            "cut_at_limit": self.cut_at_limit,
+            "normalise": self.normalise,
+            "details": self.details,
         }
         write_json(temporary / METRICS, summary)
         shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +127,13 @@ class Evaluation:
         summary = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         predictions = tuple(map(_prediction, read_lines(folder / PREDICTIONS)))
         metrics = {name: Estimate(**value) for name, value in summary["metrics"].items()}
-        return cls(metrics, predictions, summary["max_new_tokens"])
+        return cls(
+            metrics,
+            predictions,
+            summary["max_new_tokens"],
+            summary.get("normalise", "none"),
+            summary.get("details", {}),
+        )
 
 
 def evaluate_rows(  # noqa: PLR0913
@@ -108,7 +145,9 @@ def evaluate_rows(  # noqa: PLR0913
     max_new_tokens: int | None = None,
     batch_rows: int = 32,
     seed: int = 0,
+    normalise: Normalise = "none",
     progress: Callable[[int], None] | None = None,
+    answer: Callable[..., list[Generation]] | None = None,
 ) -> Evaluation:
     """Answer and score rows; greedy, so that the same model says the same again.
 
@@ -120,81 +159,134 @@ def evaluate_rows(  # noqa: PLR0913
         max_new_tokens: Longest answer; None takes 1.5 times the longest label of the rows.
         batch_rows: Questions answered at once.
         seed: Of the intervals' resampling.
+        normalise: How texts are brought to one spelling before they are compared.
         progress: Called with the number of rows answered.
+        answer: What asks the model, as ``generate`` does; several processes share the rows out.
+
+    Raises:
+        UsageError: There are no rows, or none that a metric compares.
+        DataError: A metric cannot be taken of these rows.
     """
     if not rows:
         raise UsageError(
             "there are no rows to evaluate on; prepare the data with --validation 0.1, or leave "
             "evaluation.before and evaluation.after off"
         )
-    truths = [_boxes(row) for row in rows]
-    for metric in map(find, metrics):
-        if metric.boxes and not any(truths):
-            raise UsageError(
-                f"the metric {metric.name} compares boxes, and no answer of the {len(rows)} rows "
-                "holds one; choose metrics of texts, such as exact_match"
-            )
+    truths = [true_boxes(row) for row in rows]
+    accepted = [_accepted(encoder, row, truth) for row, truth in zip(rows, truths, strict=True)]
+    check_metrics(metrics, accepted, truths, normalise)
     limit = max_new_tokens or longest_answer(encoder, rows)
-    answers = generate(
+    answers = (answer or generate)(
         model, encoder, rows, max_new_tokens=limit, batch_rows=batch_rows, progress=progress
     )
     predictions = [
         Prediction(
             id=row.id,
             question=encoder.complete(row).question,
-            prediction=answer.text,
-            references=_accepted(encoder, row, truth),
-            finished=answer.finished,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
+            prediction=said.text,
+            references=references,
+            finished=said.finished,
+            prompt_tokens=said.prompt_tokens,
+            completion_tokens=said.completion_tokens,
             scores={},
-            boxes=answer.boxes,
+            boxes=said.boxes,
             truth=truth,
         )
-        for row, answer, truth in zip(rows, answers, truths, strict=True)
+        for row, said, truth, references in zip(rows, answers, truths, accepted, strict=True)
     ]
-    return scored(predictions, metrics, limit, seed=seed)
+    return scored(predictions, metrics, limit, seed=seed, normalise=normalise)
+
+
+def check_metrics(
+    names: Sequence[str],
+    accepted: Sequence[Sequence[str]],
+    truths: Sequence[Sequence[Box]],
+    normalise: Normalise = "none",
+) -> None:
+    """Refuse metrics that these rows cannot have, before a model is asked.
+
+    Raises:
+        UsageError: A metric compares boxes, and no row has one.
+        DataError: A metric cannot be taken of these rows.
+    """
+    for metric in map(find, names):
+        if metric.boxes and not any(truths):
+            raise UsageError(
+                f"the metric {metric.name} compares boxes, and no answer of the {len(truths)} rows "
+                "holds one; choose metrics of texts, such as exact_match"
+            )
+        if not metric.boxes:
+            spell = _speller(metric, normalise)
+            row_statistics(metric, [tuple(map(spell, row)) for row in accepted])
 
 
 def scored(
-    predictions: Sequence[Prediction], metrics: Sequence[str], max_new_tokens: int, *, seed: int = 0
+    predictions: Sequence[Prediction],
+    metrics: Sequence[str],
+    max_new_tokens: int | None,
+    *,
+    seed: int = 0,
+    normalise: Normalise = "none",
 ) -> Evaluation:
     """Predictions with the scores of metrics, whatever scores they had.
 
     Raises:
         UsageError: For an unknown metric.
-        DataError: With code ``no_rows``, ``no_references`` or ``no_boxes``.
+        DataError: With code ``no_rows``, ``no_references``, ``no_boxes`` or ``nothing_renders``.
     """
-    stats = {metric.name: statistics_of(metric, predictions) for metric in map(find, metrics)}
-    rows = {name: alone(find(name), found) for name, found in stats.items()}
-    return Evaluation(
-        {name: estimate(find(name), found, seed=seed) for name, found in stats.items()},
-        tuple(
-            replace(prediction, scores={name: rows[name][index] for name in metrics})
-            for index, prediction in enumerate(predictions)
-        ),
-        max_new_tokens,
+    found: dict[str, Estimate] = {}
+    details: dict[str, dict[str, Any]] = {}
+    scores: list[dict[str, float]] = [{} for _ in predictions]
+    for metric in map(find, metrics):
+        said, known = compared(metric, predictions, normalise)
+        stats = statistics(metric, said, known)
+        found[metric.name] = estimate(metric, stats, seed=seed)
+        if metric.details is not None:
+            details[metric.name] = metric.details.of(said, known, stats)
+        for row, value in zip(scores, metric.alone(stats).tolist(), strict=True):
+            if not math.isnan(value):
+                row[metric.name] = value
+    rows = tuple(
+        replace(prediction, scores=row) for prediction, row in zip(predictions, scores, strict=True)
     )
+    return Evaluation(found, rows, max_new_tokens, normalise, details)
 
 
-def statistics_of(metric: Metric, predictions: Sequence[Prediction]) -> Array:
-    """Sufficient statistics of every prediction, shape ``(rows, k)``."""
+def compared(
+    metric: Metric, predictions: Sequence[Prediction], normalise: Normalise = "none"
+) -> tuple[list[Any], list[Any]]:
+    """What a metric compares, row by row: texts in one spelling with accepted ones, or boxes."""
     if metric.boxes:
-        return statistics(
-            metric, [each.boxes for each in predictions], [each.truth for each in predictions]
-        )
-    return statistics(
-        metric, [each.prediction for each in predictions], [each.references for each in predictions]
+        return [each.boxes for each in predictions], [each.truth for each in predictions]
+    spell = _speller(metric, normalise)
+    return (
+        [spell(each.prediction) for each in predictions],
+        [tuple(map(spell, each.references)) for each in predictions],
     )
+
+
+def statistics_of(
+    metric: Metric, predictions: Sequence[Prediction], normalise: Normalise = "none"
+) -> Array:
+    """The numbers of every prediction, shape ``(rows, k)``."""
+    return statistics(metric, *compared(metric, predictions, normalise))
 
 
 def differences(
-    names: Sequence[str], before: Sequence[Prediction], after: Sequence[Prediction]
+    names: Sequence[str],
+    before: Sequence[Prediction],
+    after: Sequence[Prediction],
+    *,
+    seed: int = 0,
+    normalise: Normalise = "none",
 ) -> dict[str, Difference]:
     """Every named metric compared between two models' predictions for the same rows."""
     return {
         metric.name: compare(
-            metric, statistics_of(metric, before), statistics_of(metric, after), seed=0
+            metric,
+            statistics_of(metric, before, normalise),
+            statistics_of(metric, after, normalise),
+            seed=seed,
         )
         for metric in map(find, names)
     }
@@ -205,12 +297,16 @@ def longest_answer(encoder: Encoder, rows: Sequence[Conversation]) -> int:
     return math.ceil(1.5 * max(tokens_of(encoder, row, ask=False).trained for row in rows))
 
 
-def _boxes(row: Conversation) -> tuple[Box, ...]:
+def true_boxes(row: Conversation) -> tuple[Box, ...]:
     """Boxes in a row's last answer."""
     last = row.messages[-1] if row.messages else None
     if last is None or last.role != "assistant":
         return ()
     return tuple(part for part in last.content if isinstance(part, Box))
+
+
+def _speller(metric: Metric, normalise: Normalise) -> Callable[[str], str]:
+    return str if normalise == "none" or metric.verbatim else normalise_latex
 
 
 def _accepted(encoder: Encoder, row: Conversation, truth: Sequence[Box]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ a row alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,6 +86,15 @@ class Decoding:
             self._mask = self._mask[:, idle:]
             for layer in _layers(self._cache):
                 layer.keys, layer.values = layer.keys[:, :, idle:], layer.values[:, :, idle:]
+
+    def split(self, rows: Sequence[int]) -> Decoding:
+        """Let some of the rows go on by themselves; the others stay."""
+        other = copy(self)
+        other._cache = copy(self._cache)
+        other._cache.layers = [copy(layer) for layer in self._cache.layers]
+        other.keep(rows)
+        self.keep([row for row in range(len(self)) if row not in set(rows)])
+        return other
 
     @property
     def joinable(self) -> bool:

@@ -121,9 +121,12 @@ def load_image_processor(folder: str, names: Sequence[str], backend: str) -> Bas
     else:
         processor_class = stock_class(f"{name}Pil")
     if processor_class is None:
+        advice = ""
+        if backend == "pil" and stock_class(name) is not None:
+            advice = "; it has one on torchvision: install that, and set model.backend=torchvision"
         raise ModelError(
             f"{folder} names the image processor {name!r}, which the installed transformers does "
-            f"not have for model.backend={backend}"
+            f"not have for model.backend={backend}{advice}"
         )
     return processor_class(**image_processor_settings(Path(folder)))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.data.media import ImagePolicy, Size
-from vlmtune.errors import ModelError
+from vlmtune.errors import ImageError, ModelError
 from vlmtune.models.anatomy import dissect
 from vlmtune.models.contract import BaseModelIdentity, make_contract
 from vlmtune.models.encode import Encoder
@@ -74,14 +74,19 @@ class Generic(Family):
         self._stock = Stock(parts)
         self._seen: dict[Size, Seen] = {}
         one, other = gradient(SQUARE), gradient(WIDE)
-        first, second = (self._stock.images([[image]]) for image in (one, other))
-        both = self._stock.images([[one, other]])
+        try:
+            first, second, both, side_by_side = (
+                self._stock.images(rows)
+                for rows in ([[one]], [[other]], [[one, other]], [[one], [other]])
+            )
+        except ImageError as error:
+            raise ModelError(f"two ordinary images cannot be encoded: {error}") from error
         joins, self._nested = find_joins(vision(first), vision(second), vision(both))
         self.facts = _facts(parts, self._stock, second, joins)
         self._types = _token_types(second, self.image_token_id)
-        side_by_side = vision(self._stock.images([[one], [other]]))
         ours = self.join_vision([self._processed(each, ImagePolicy()) for each in (one, other)])
-        self.facts = replace(self.facts, batches=_equal(self._nest(ours), side_by_side))
+        batches = _equal(self._nest(ours), vision(side_by_side))
+        self.facts = replace(self.facts, batches=batches)
         prove_equal(self, self._stock)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from vlmtune.models.contract import Contract
 from vlmtune.models.family import Family
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 # What a base brings besides weights and processor settings; copied as it is, byte for byte.
@@ -39,6 +41,7 @@ def save_model(
     contract: Contract,
     base: Path,
     shard_size: str = "5GB",
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights as safetensors shards and everything that an engine needs beside them.
 
@@ -49,11 +52,13 @@ def save_model(
         contract: The contract to lay beside the weights; its image limits go into the processor.
         base: Folder of the base, whose tokenizer and template are copied.
         shard_size: Largest size of one safetensors file.
+        tensors: The weights, where the model holds others by now; None: the model's own.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model.save_pretrained(out, max_shard_size=shard_size)
+    weights = None if tensors is None else dict(tensors)  # it is emptied
+    model.save_pretrained(out, max_shard_size=shard_size, state_dict=weights)
     for path in out.glob("*.safetensors"):
         path.chmod(0o644)  # written through a temporary file that only its owner may read
     for name in COMPANIONS:

@@ -72,9 +72,9 @@ class Stock:
                 text_kwargs={"add_special_tokens": False, "padding": True},
                 return_tensors="pt",
             )
-        except ValueError as error:
+        except Exception as error:  # a processor that is not ours raises whatever it likes
             sizes = ", ".join(
-                f"{width} x {height}" for row in rows for width, height in _sizes(row)
+                f"{picture.width} x {picture.height}" for row in rows for picture in row
             )
             raise ImageError(
                 "image_refused", f"the model's own processor refuses {sizes}: {error}"
@@ -82,10 +82,18 @@ class Stock:
         return _tensors(output)
 
     def chat(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """What it makes of a conversation whose last turn is a question."""
-        output = self._processor.apply_chat_template(
-            rows, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-        )
+        """What it makes of a conversation whose last turn is a question.
+
+        Raises:
+            ModelError: If it fails.
+        """
+        arguments = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        try:
+            output = self._processor.apply_chat_template(
+                rows, add_generation_prompt=True, **arguments
+            )
+        except Exception as error:  # as above
+            raise ModelError(f"the model's own processor fails on a question: {error}") from error
         return _tensors(output)
 
     def span(self, ids: Sequence[int]) -> tuple[Piece, ...]:
@@ -181,6 +189,7 @@ def _place(tokenizer: PreTrainedTokenizerBase, template: str, controls: Any) -> 
     Raises:
         ModelError: If it writes nothing for one.
     """
+    from jinja2 import TemplateError
 
     def rendered(*kinds: str) -> str:
         text = {"type": "text", "text": MARK}
@@ -189,7 +198,12 @@ def _place(tokenizer: PreTrainedTokenizerBase, template: str, controls: Any) -> 
         return str(tokenizer.apply_chat_template(rows, chat_template=template, tokenize=False))
 
     # Two against one: some templates write another white space where a turn begins with an image.
-    one, two = rendered("image", "text"), rendered("image", "image", "text")
+    try:
+        one, two = rendered("image", "text"), rendered("image", "image", "text")
+    except (TemplateError, TypeError) as error:
+        raise ModelError(
+            f"the model's chat template cannot write a turn of two images and a text: {error}"
+        ) from error
     differs = (place for place, letter in enumerate(one) if two[place : place + 1] != letter)
     start = next(differs, len(one))
     written = two[start : len(two) - len(one) + start].strip()
@@ -214,7 +228,3 @@ def _tensors(output: Any) -> dict[str, Tensor]:
                 "tensor; such a model needs a family of its own, see docs/add-a-family.md"
             )
     return tensors
-
-
-def _sizes(row: Sequence[Picture]) -> list[tuple[int, int]]:
-    return [picture.size for picture in row]

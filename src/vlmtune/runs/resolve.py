@@ -16,6 +16,7 @@ from vlmtune.models.contract import FILE, Contract, make_contract, verify_contra
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
 from vlmtune.models.folder import read_json
+from vlmtune.models.gptq import is_gptq
 from vlmtune.models.load import BaseSource, LoadingConfig, load_model
 from vlmtune.models.quantize import Quantization, QuantizationMethod, plan_quantization
 from vlmtune.runs.checkpoints import newest_good
@@ -196,6 +197,11 @@ def _quantization(resolved: Resolved, asked: str | None, facts: FamilyFacts) -> 
     trained = None if contract is None else contract.quantization
     if asked is None or (trained is not None and asked == trained.method):
         return trained
+    if is_gptq(resolved.base.folder):
+        raise UsageError(
+            f"quantization: found {asked!r}, but the weights of {resolved.base.id} are packed in 4 "
+            "bits by GPTQ and stay so; leave the option out"
+        )
     if resolved.adapter is not None:
         over = "its own weights" if trained is None else trained.method
         under = "its own weights" if asked == "none" else asked

@@ -72,7 +72,9 @@ def qwen_vl(folder: Path, seed: int, size: TinySize) -> None:
 def byte_pair_ranks(corpus: list[str], count: int) -> list[bytes]:
     """Byte sequences by rank: the 256 bytes, then the most frequent pairs of a small corpus."""
     tokens = [bytes([value]) for value in range(256)]
-    words = [[bytes([value]) for value in word.encode()] for line in corpus for word in _words(line)]
+    words = [
+        [bytes([value]) for value in word.encode()] for line in corpus for word in _words(line)
+    ]
     while len(tokens) < count:
         pairs = Counter(pair for word in words for pair in itertools.pairwise(word))
         if not pairs:
@@ -110,8 +112,8 @@ def _write_ranks(path: Path, ranks: list[bytes]) -> None:
 def _write_original_config(path: Path) -> None:
     """What the original's ``config.json`` says besides, the pointers to its code among it."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    visual = ("heads", "image_size", "image_start_id", "layers", "mlp_ratio", "n_queries")
-    visual += ("output_dim", "patch_size", "width")
+    visual = ["heads", "image_size", "image_start_id", "layers", "mlp_ratio", "n_queries"]
+    visual += ["output_dim", "patch_size", "width"]
     config |= {
         "architectures": ["QWenLMHeadModel"],
         "auto_map": {

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmtune.errors import CheckpointError
 from vlmtune.files import sync, to_json
-from vlmtune.runs.checkpoints import checkpoints, seal, step_of
-from vlmtune.training.distributed import Ranks
+from vlmtune.runs.checkpoints import checkpoints, seal, step_name, step_of
+from vlmtune.training.distributed.ranks import Ranks
+from vlmtune.training.distributed.strategy import Strategy, size_of
 
 TEMPORARY = ".writing-"
+MARGIN = 1.2  # room on the disk, in sizes of what is to be written
 
 
 @dataclass
@@ -53,53 +55,120 @@ class State:
     scaler: dict[str, Any] | None = None
 
 
-def save_checkpoint(
-    folder: Path,
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a checkpoint, copied while training stood still.
+
+    Attributes:
+        state: Where the run stands, with Python's random state.
+        size: Bytes of the tensors of all processes.
+        random_states: Every other random state, as tensors.
+        write_weights: Writes weights and contract into the folder that it is given.
+        write_optimizer: Writes what this process has to write of the optimizer.
+    """
+
+    state: dict[str, Any]
+    size: int
+    random_states: dict[str, Tensor]
+    write_weights: Callable[[Path], None]
+    write_optimizer: Callable[[Path], None]
+
+
+def copy_contents(
     state: State,
-    optimizer: torch.optim.Optimizer,
-    parameters: dict[str, nn.Parameter],
-    write_weights: Callable[[Path], None],
-    ranks: Ranks,
-) -> Path | None:
+    strategy: Strategy,
+    weights: Mapping[str, Tensor],
+    write_weights: Callable[[Path, dict[str, Tensor]], None],
+) -> Contents:
+    """Copy all that a checkpoint holds; all processes ask.
+
+    Args:
+        state: Where the run stands.
+        strategy: Holds the weights and their optimizer.
+        weights: What is saved of the model, by name.
+        write_weights: Writes copies of ``weights``, and the contract, into a folder.
+    """
+    copies = strategy.gathered(weights)
+    optimizer = strategy.snapshot()
+    return Contents(
+        state={**vars(state), "python_random": _python_random()},
+        size=size_of(copies) + optimizer.size,
+        random_states=_random_tensors(strategy.ranks),
+        write_weights=lambda folder: write_weights(folder, copies),
+        write_optimizer=optimizer.write,
+    )
+
+
+def make_room(folder: Path, step: int) -> Path:
+    """An empty folder for a checkpoint, under a name that nobody takes for one."""
+    temporary = temporary_of(folder, step)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def write_checkpoint(folder: Path, contents: Contents, ranks: Ranks) -> None:
     """Write ``step-000042`` into a run's ``checkpoints`` folder.
 
     Args:
-        folder: The ``checkpoints`` folder.
-        state: Where the run stands.
-        optimizer: The optimizer of ``parameters``.
-        parameters: What trains, by name.
-        write_weights: Writes weights and contract into the folder that it is given.
-        ranks: The processes of the run; all of them call, and the first one writes.
+        folder: The ``checkpoints`` folder; ``make_room`` was called.
+        contents: What to write.
+        ranks: The processes of the run; all of them call, and the first one seals.
 
-    Returns:
-        The checkpoint's folder, in the process that wrote it.
+    Raises:
+        CheckpointError: If it could not be written. The earlier ones are as they were.
     """
-    random_states = _random_tensors(ranks)
-    if not ranks.first:
-        return None
-    target = folder / f"step-{state.step:06d}"
-    temporary = folder / f"{TEMPORARY}{target.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    step = int(contents.state["step"])
+    target, temporary = folder / step_name(step), temporary_of(folder, step)
     try:
-        temporary.mkdir(parents=True)
-        write_weights(temporary)
-        save_file(_optimizer_tensors(optimizer, parameters), temporary / "optimizer.safetensors")
-        save_file(random_states, temporary / "random.safetensors")
-        (temporary / "state.json").write_text(
-            to_json({**vars(state), "python_random": _python_random()}) + "\n", encoding="utf-8"
-        )
-        seal(temporary, state.step)
+        if ranks.first:
+            contents.write_weights(temporary)
+            save_file(contents.random_states, temporary / "random.safetensors")
+            (temporary / "state.json").write_text(to_json(contents.state) + "\n", encoding="utf-8")
+        contents.write_optimizer(temporary)  # last: it is done when all processes have written
+        if not ranks.first:
+            return
+        seal(temporary, step)
         if target.exists():  # of the same step, from before a resume: the same content, or damaged
             shutil.rmtree(target)
         temporary.rename(target)
         sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint {target} could not be written: {error}. The earlier ones are intact; make "
             "room and continue with --resume"
         ) from error
-    return target
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Refuse to begin what would not fit on the disk.
+
+    Args:
+        folder: Where it would be written; it, or a folder above it, exists.
+        size: Bytes.
+
+    Raises:
+        CheckpointError: If there is less than 1.2 times that.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free, needed = shutil.disk_usage(place).free, round(MARGIN * size)
+    if free < needed:
+        raise CheckpointError(
+            f"a checkpoint takes {gigabytes(size)}, and {folder} should have {gigabytes(needed)} "
+            f"free for it; there are {gigabytes(free)}. Make room, or choose another disk with "
+            "--run DIR; the checkpoints there are intact, --resume goes on from the newest"
+        )
+
+
+def gigabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+
+
+def temporary_of(folder: Path, step: int) -> Path:
+    """Where a checkpoint lies until it is complete."""
+    return folder / f"{TEMPORARY}{step_name(step)}"
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -127,23 +196,23 @@ def token_budget_of(checkpoint: Path | None) -> int | None:
     return int(state["token_budget"])
 
 
-def load_state(
-    folder: Path,
-    optimizer: torch.optim.Optimizer,
-    parameters: dict[str, nn.Parameter],
-    ranks: Ranks,
-) -> State:
-    """Put optimizer and random states back, and say where the run stood. Weights are not touched.
+def load_state(folder: Path, strategy: Strategy) -> State:
+    """Put optimizer, scaler and random states back, and say where the run stood.
 
-    A process that the checkpoint's run did not have starts random numbers of its own.
+    Weights are not touched. A process that the checkpoint's run did not have starts random numbers
+    of its own.
 
     Raises:
         CheckpointError: If the optimizer's state belongs to other parameters.
     """
     raw = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    _restore_optimizer(optimizer, parameters, load_file(folder / "optimizer.safetensors"))
-    _restore_random(load_file(folder / "random.safetensors"), raw.pop("python_random"), ranks)
-    return State(**raw)
+    strategy.restore(folder)
+    python = raw.pop("python_random")
+    _restore_random(load_file(folder / "random.safetensors"), python, strategy.ranks)
+    state = State(**raw)
+    if state.scaler:
+        strategy.scaler.load_state_dict(state.scaler)
+    return state
 
 
 def seed_random(seed: int) -> None:
@@ -151,33 +220,6 @@ def seed_random(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
-) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}::{key}"] = value.detach().clone().cpu().contiguous()
-    return tensors
-
-
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], saved: dict[str, Tensor]
-) -> None:
-    strangers = {key.rsplit("::", 1)[0] for key in saved} - set(parameters)
-    if strangers:
-        raise CheckpointError(
-            f"the checkpoint's optimizer holds {len(strangers)} parameters that do not train now "
-            f"(first: {sorted(strangers)[0]}); the recipe's tuning section changed"
-        )
-    for key, value in saved.items():
-        name, entry = key.rsplit("::", 1)
-        parameter = parameters[name]
-        # Adam's step counter stays where it was; the moments go where the weights are.
-        device = parameter.device if entry != "step" else value.device
-        optimizer.state[parameter][entry] = value.to(device)
 
 
 def _random_tensors(ranks: Ranks) -> dict[str, Tensor]:

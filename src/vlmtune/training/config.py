@@ -32,6 +32,8 @@ class TrainingConfig(Config):
         seed: Seed of the order of rows, of new weights and of dropout.
         log_steps: Optimizer steps between two lines of progress.
         save_steps: Optimizer steps between two checkpoints.
+        save_behind: Go on training while a checkpoint is written. It is copied to the memory of the
+            CPU first: its size is needed there.
         keep: Newest checkpoints to keep; the best one stays besides.
         token_budget: Most tokens of one forward; None: by device.
         workers: Threads that decode and encode ahead of the model.
@@ -52,6 +54,7 @@ class TrainingConfig(Config):
     seed: int = Field(default=42, ge=0)
     log_steps: int = Field(default=10, ge=1)
     save_steps: int = Field(default=100, ge=1)
+    save_behind: bool = True
     keep: int = Field(default=3, ge=1)
     token_budget: int | None = Field(default=None, ge=1)
     workers: int = Field(default=2, ge=0)

@@ -12,7 +12,8 @@ from vlmtune.batching.planner import Plan, Step
 from vlmtune.data.answers import acceptable_answers, answering
 from vlmtune.data.dataset import Rows
 from vlmtune.models.encode import Encoder
-from vlmtune.training.distributed import Ranks, deal
+from vlmtune.training.distributed.dealing import Share, share_out
+from vlmtune.training.distributed.ranks import Ranks
 
 AHEAD = 2  # steps prepared while one is trained
 
@@ -26,16 +27,25 @@ class Loader:
         plan: Which rows make which step.
         workers: Threads; 0 does the work in the calling thread.
         ranks: The processes that share each step's packs.
+        in_step: Whether all processes must forward equally often, see ``deal_in_step``.
     """
 
     def __init__(
-        self, rows: Rows, encoder: Encoder, plan: Plan, workers: int, ranks: Ranks | None = None
+        self,
+        rows: Rows,
+        encoder: Encoder,
+        plan: Plan,
+        workers: int,
+        ranks: Ranks | None = None,
+        *,
+        in_step: bool = False,
     ) -> None:
         self._rows = rows
         self._encoder = encoder
         self._plan = plan
         self._workers = workers
         self._ranks = ranks or Ranks()
+        self._in_step = in_step
         self._reading = threading.Lock()  # the reader keeps a cache; encoding needs no lock
 
     def row_id(self, index: int) -> str:
@@ -48,7 +58,7 @@ class Loader:
         if self._workers == 0:
             for number in numbers:
                 step = self._plan.step(number)
-                yield step, [self._pack(step, indices) for indices in self._own(step)]
+                yield step, [self._pack(step, share) for share in self._own(step)]
             return
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vlmtune-loader")
         try:
@@ -62,7 +72,7 @@ class Loader:
         waiting: deque[tuple[Step, list[Future[PackedBatch]]]] = deque()
         for number in numbers:
             step = self._plan.step(number)
-            futures = [pool.submit(self._pack, step, indices) for indices in self._own(step)]
+            futures = [pool.submit(self._pack, step, share) for share in self._own(step)]
             waiting.append((step, futures))
             if len(waiting) > AHEAD:
                 ready, futures = waiting.popleft()
@@ -71,12 +81,18 @@ class Loader:
             ready, futures = waiting.popleft()
             yield ready, [future.result() for future in futures]
 
-    def _own(self, step: Step) -> list[tuple[int, ...]]:
-        """The packs that this process trains."""
+    def _own(self, step: Step) -> list[Share]:
+        """What this process forwards."""
         loads = [int(self._plan.lengths[list(pack)].sum()) for pack in step.packs]
-        return [step.packs[place] for place in deal(loads, self._ranks.count)[self._ranks.rank]]
+        seeing = self._plan.sees
+        sees = [seeing is None or bool(seeing[list(pack)].any()) for pack in step.packs]
+        return share_out(loads, sees, self._ranks, in_step=self._in_step)
 
-    def _pack(self, step: Step, indices: Sequence[int]) -> PackedBatch:
+    def _pack(self, step: Step, share: Share) -> PackedBatch:
+        batch = self._rows_together(step, step.packs[share.pack])
+        return batch.without_labels() if share.stands_in else batch
+
+    def _rows_together(self, step: Step, indices: Sequence[int]) -> PackedBatch:
         answers = dict(zip(step.rows, step.answers, strict=False))  # empty where none is drawn
         rows = []
         for index in indices:

@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmtune.batching.collate import PackedBatch
 from vlmtune.batching.planner import Plan, Step
@@ -27,13 +26,15 @@ from vlmtune.errors import DivergedError, VlmtuneError
 from vlmtune.files import append_lines
 from vlmtune.models.family import Family
 from vlmtune.runs.folder import RunFolder
-from vlmtune.training.checkpoint import State, prune, save_checkpoint
+from vlmtune.training.checkpoint import State
 from vlmtune.training.config import TrainingConfig
-from vlmtune.training.distributed import Ranks
+from vlmtune.training.distributed.ranks import Ranks
+from vlmtune.training.distributed.strategy import Strategy
 from vlmtune.training.loader import Loader
 from vlmtune.training.loss import mean_loss, summed_loss
 from vlmtune.training.memory import peak_memory
 from vlmtune.training.optim import autocast, learning_rate, set_learning_rates
+from vlmtune.training.saving import Saver
 from vlmtune.training.trainability import PartGradient, TrainabilityProof
 
 if TYPE_CHECKING:
@@ -102,17 +103,14 @@ class Job:
     Attributes:
         model: The model, adapters inside, on its device.
         family: Its family.
-        parameters: What trains, by name.
-        optimizer: Of these parameters.
-        scaler: The fp16 gradient scaler; disabled otherwise.
+        strategy: How the processes hold the weights, and move them.
         config: The recipe's ``training``.
         plan: Which rows make which step.
         loader: Makes their batches.
         folder: The run's folder.
-        write_weights: Writes weights and contract into a checkpoint's folder.
-        ranks: The processes that train together; the first one writes.
+        saver: Writes its checkpoints.
         proof: Stops the run where a part that should train gets no gradient, or a frozen one does.
-        probe: Fixed batches for the loss during training; may be empty.
+        probe: This process's batches for the loss during training; None: it is not measured.
         probe_steps: Steps between two measurements of it.
         state: Where the run stands.
         on_step: Called after every step.
@@ -121,21 +119,23 @@ class Job:
 
     model: PreTrainedModel
     family: Family
-    parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    strategy: Strategy
     config: TrainingConfig
     plan: Plan
     loader: Loader
     folder: RunFolder
-    write_weights: Callable[[Path], None]
+    saver: Saver
     proof: TrainabilityProof
-    probe: Sequence[PackedBatch] = ()
+    probe: Sequence[PackedBatch] | None = None
     probe_steps: int = 100
     state: State = field(default_factory=State)
-    ranks: Ranks = field(default_factory=Ranks)
     on_step: Callable[[StepReport], None] = _silent
     on_proof: Callable[[Sequence[PartGradient]], None] = _unseen
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together; the first one writes."""
+        return self.strategy.ranks
 
 
 def run(job: Job) -> State:
@@ -151,27 +151,32 @@ def run(job: Job) -> State:
     """
     steps, failures = job.plan.steps, 0
     job.model.train()
-    with _stop_signals() as stopped:
+    with _stop_signals() as stopped, job.saver:
         started = time.perf_counter()
         for step, batches in job.loader.steps(start=job.state.step):
             proving = not job.proof.complete
             report = _train_step(job, step, batches, started)
-            failures = 0 if report.applied or job.scaler.is_enabled() else failures + 1
+            scaled = job.strategy.scaler.is_enabled()  # an overflow lowers its scale
+            failures = 0 if report.applied or scaled else failures + 1
             if failures == PATIENCE:
                 raise _diverged(job, step)
             _account(job, step, report)
             last = step.number == steps
-            if job.probe and (last or step.number % job.probe_steps == 0):
+            if job.probe is not None and (last or step.number % job.probe_steps == 0):
                 report = _probe(job, report)
             if job.ranks.first:
                 _log(job, step, report)
                 if proving and (job.proof.complete or last):
                     _tell_proof(job, step)
                 job.on_step(report)
+            job.saver.check()
             # Asked once, and alike everywhere: a later signal is answered after the next save.
             stopping = job.ranks.any(bool(stopped))
             if last or step.number % job.config.save_steps == 0 or stopping:
-                _save(job)
+                job.saver.save(job.state)
+            if last or stopping:
+                job.saver.wait()
+                job.ranks.wait()  # the first process writes; who left now would be missed
             if stopping or (last and stopped):
                 raise _stopped(job, stopped[0] if stopped else signal.SIGTERM)
             started = time.perf_counter()
@@ -179,28 +184,20 @@ def run(job: Job) -> State:
 
 
 def _train_step(job: Job, step: Step, batches: list[PackedBatch], started: float) -> StepReport:
-    device, ranks = job.model.device, job.ranks
+    ranks, strategy = job.ranks, job.strategy
     counts = ranks.total(
         sum(batch.labels for batch in batches), sum(batch.tokens for batch in batches)
     )
     labels, tokens = (int(count) for count in counts)
     (loss_value,) = ranks.total(float(_backward(job, batches, labels)))
-    ranks.add_gradients(job.parameters.values())
-    # Nothing moves where the vision tower alone trains, and no row of the step has an image.
-    moves = any(parameter.grad is not None for parameter in job.parameters.values())
-    if moves:
-        job.scaler.unscale_(job.optimizer)
+    strategy.add_up()
     if not job.proof.complete:
         job.proof.observe(step.number, images=ranks.any(_have_images(job.family, batches)))
-    norm_value = float(_clip(list(job.parameters.values()), job.config.clip))
+    norm_value = strategy.clip(job.config.clip)
     rate = learning_rate(job.config, step.number, job.plan.steps)
-    set_learning_rates(job.optimizer, job.config, step.number, job.plan.steps)
+    set_learning_rates(strategy.optimizer, job.config, step.number, job.plan.steps)
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-    # The scaler leaves the step out by itself where a gradient overflowed, and lowers its scale.
-    if moves and (finite or job.scaler.is_enabled()):
-        job.scaler.step(job.optimizer)
-        job.scaler.update()
-    job.optimizer.zero_grad(set_to_none=True)
+    strategy.step(finite=finite)
     return StepReport(
         step=step.number,
         steps=job.plan.steps,
@@ -212,19 +209,18 @@ def _train_step(job: Job, step: Step, batches: list[PackedBatch], started: float
         tokens=tokens,
         labels=labels,
         seconds=time.perf_counter() - started,
-        peak_memory_bytes=peak_memory(device),
+        peak_memory_bytes=peak_memory(strategy.device),
     )
 
 
 def _backward(job: Job, batches: Sequence[PackedBatch], labels: int) -> Tensor:
     """This process's share of the gradients of the step's mean loss, and of that loss."""
-    device = job.model.device
+    device = job.strategy.device
     total = torch.zeros((), device=device)
     for batch in batches:
         with autocast(job.config, device):
             loss = summed_loss(job.model, job.family, batch.to(device)) / labels
-        if loss.requires_grad:
-            job.scaler.scale(loss).backward()
+        job.strategy.backward(loss)
         total += loss.detach()
     return total
 
@@ -245,11 +241,6 @@ def _tell_proof(job: Job, step: Step) -> None:
     job.on_proof(rows)
 
 
-def _clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """Scale the gradients down to a norm of ``limit`` (0: leave them), and return their norm."""
-    return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
-
-
 def _account(job: Job, step: Step, report: StepReport) -> None:
     state = job.state
     state.step = step.number
@@ -257,15 +248,16 @@ def _account(job: Job, step: Step, report: StepReport) -> None:
     state.tokens += report.tokens
     state.labels += report.labels
     state.seconds += report.seconds
-    state.scaler = job.scaler.state_dict()
+    state.scaler = job.strategy.scaler.state_dict()
 
 
 def _probe(job: Job, report: StepReport) -> StepReport:
     """Measure the loss on the probe; training goes on as if it had not been measured."""
-    device = job.model.device
+    device = job.strategy.device
     job.model.eval()
     with autocast(job.config, device):
-        loss = mean_loss(job.model, job.family, [batch.to(device) for batch in job.probe])
+        batches = [batch.to(device) for batch in job.probe or ()]
+        loss = mean_loss(job.model, job.family, batches, job.ranks)
     job.model.train()
     best = math.inf if job.state.best_loss is None else job.state.best_loss
     if math.isfinite(loss) and loss < best:
@@ -285,15 +277,6 @@ def _log(job: Job, step: Step, report: StepReport) -> None:
         entry["answers"] = list(step.answers)  # which of its references each row was trained on
     append_lines(job.folder.ledger, [entry])
     append_lines(job.folder.metrics, [record])
-
-
-def _save(job: Job) -> None:
-    config, state = job.config, job.state
-    save_checkpoint(
-        job.folder.checkpoints, state, job.optimizer, job.parameters, job.write_weights, job.ranks
-    )
-    if job.ranks.first:
-        prune(job.folder.checkpoints, config.keep, state.best_step)
 
 
 def _diverged(job: Job, step: Step) -> DivergedError:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vlmtune.batching.collate import PackedBatch
 from vlmtune.models.attention import packed_rows
 from vlmtune.models.family import Family
+from vlmtune.training.distributed.ranks import Ranks
 
 
 def label_logits(model: nn.Module, family: Family, batch: PackedBatch) -> Tensor:
@@ -30,12 +31,16 @@ def summed_loss(model: nn.Module, family: Family, batch: PackedBatch) -> Tensor:
     means weighs the tokens of short packs more.
     """
     logits = label_logits(model, family, batch)
-    return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+    precise = torch.promote_types(logits.dtype, torch.float32)  # float64 stays
+    return nn.functional.cross_entropy(logits.to(precise), batch.targets, reduction="sum")
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, family: Family, batches: list[PackedBatch]) -> float:
-    """Per-token loss over all labels of the batches."""
-    labels = sum(batch.labels for batch in batches)
-    total = sum(float(summed_loss(model, family, batch)) for batch in batches)
+def mean_loss(
+    model: nn.Module, family: Family, batches: list[PackedBatch], ranks: Ranks | None = None
+) -> float:
+    """Per-token loss over all labels of the batches of all processes."""
+    losses = sum(float(summed_loss(model, family, batch)) for batch in batches)
+    own = sum(batch.labels for batch in batches)
+    total, labels = (ranks or Ranks()).total(losses, own)
     return total / labels

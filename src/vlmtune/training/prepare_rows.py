@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from vlmtune.data.dataset import Rows
 from vlmtune.errors import DataError, RefusedError
 from vlmtune.models.encode import Encoder
 from vlmtune.training.config import TrainingConfig
+from vlmtune.training.distributed.ranks import Ranks
 
 UNUSABLE = 2**62  # longer than any limit: such a row never enters a plan
 
@@ -42,12 +43,24 @@ class Measured:
         choices: How many answers each row may be trained on; None: only the one in it.
         unusable: Rows that the family cannot take.
         packs: Whether rows may share a forward; else each takes one of its own.
+        sees: Whether each row has an image.
     """
 
     lengths: list[int]
     choices: list[int] | None
     unusable: list[Dropped]
     packs: bool = True
+    sees: list[bool] | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is known of one row. ``unusable`` holds code and message where the family refuses it."""
+
+    length: int
+    choices: int
+    sees: bool
+    unusable: tuple[str, str, str] | None = None
 
 
 def measure(
@@ -55,28 +68,44 @@ def measure(
     encoder: Encoder,
     progress: Callable[[int, int], None],
     answers: Answers = "fixed",
+    ranks: Ranks | None = None,
 ) -> Measured:
     """Tokens of every row, and the rows that the family cannot take.
+
+    Several processes measure each row once among them, and tell each other.
 
     Args:
         rows: The split.
         encoder: The model's encoder.
         progress: Called with (rows so far, all rows).
         answers: Whether each row is trained on its own answer, or on one drawn of all.
+        ranks: The processes; all of them call.
     """
-    lengths, choices, unusable = [], [], []
-    for index, row in enumerate(rows):
-        others = acceptable_answers(row) if answers == "drawn" else ()
-        choices.append(len(others))
-        try:
-            spoken = [answering(row, text) for text in others] if len(others) > 1 else [row]
-            lengths.append(max(len(encoder.tokens(each)) for each in spoken))
-        except DataError as error:
-            lengths.append(UNUSABLE)
-            unusable.append(Dropped(row.id, error.code, str(error)))
-        progress(index + 1, len(rows))
-    drawn = choices if answers == "drawn" else None
-    return Measured(lengths, drawn, unusable, encoder.family.facts.packs)
+    ranks = ranks or Ranks()
+    own = []
+    for index in range(ranks.rank, len(rows), ranks.count):
+        own.append(_measured(rows[index], encoder, answers))
+        progress(min(index + ranks.count, len(rows)), len(rows))
+    hands = ranks.gather_json([astuple(each) for each in own])
+    found = [_Row(*hands[index % ranks.count][index // ranks.count]) for index in range(len(rows))]
+    return Measured(
+        lengths=[row.length for row in found],
+        choices=[row.choices for row in found] if answers == "drawn" else None,
+        unusable=[Dropped(*row.unusable) for row in found if row.unusable],
+        packs=encoder.family.facts.packs,
+        sees=[row.sees for row in found],
+    )
+
+
+def _measured(row: Conversation, encoder: Encoder, answers: Answers) -> _Row:
+    others = acceptable_answers(row) if answers == "drawn" else ()
+    try:
+        spoken = [answering(row, text) for text in others] if len(others) > 1 else [row]
+        length = max(len(encoder.tokens(each)) for each in spoken)
+    except DataError as error:
+        refused = (row.id, error.code, str(error))
+        return _Row(UNUSABLE, len(others), bool(row.images), refused)
+    return _Row(length, len(others), bool(row.images))
 
 
 def plan_rows(
@@ -105,6 +134,8 @@ def plan_rows(
     )
     if choices is not None:
         plan = replace(plan, choices=np.array(choices, dtype=np.int64))
+    if measured.sees is not None:
+        plan = replace(plan, sees=np.array(measured.sees, dtype=bool))
     dropped = [
         Dropped(
             rows.ids[index],

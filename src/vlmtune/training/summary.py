@@ -5,66 +5,95 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from vlmtune.data.conversation import Conversation
 from vlmtune.data.mixture import open_recorded
 from vlmtune.errors import VlmtuneError
-from vlmtune.evaluation.intervals import Difference
+from vlmtune.evaluation.answered import with_answers
 from vlmtune.evaluation.model_card import write_model_card
 from vlmtune.evaluation.report import write_report
-from vlmtune.evaluation.report_content import ReportContent, ReportRow
-from vlmtune.evaluation.run import Evaluation, Prediction, differences
-from vlmtune.files import read_lines
+from vlmtune.evaluation.report_content import ReportContent
+from vlmtune.evaluation.run import METRICS, Evaluation
+from vlmtune.files import read_lines, write_json
+from vlmtune.runs.checkpoints import NAME
 from vlmtune.runs.folder import RunFolder
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+DIFFERENCES = "differences.json"  # beside the evaluations
 
 
-def write_summary(folder: RunFolder) -> ReportContent:
+def write_summary(folder: RunFolder, slices: Sequence[str] = ()) -> ReportContent:
     """Write ``report.html`` and ``README.md`` from what lies in the run's folder.
 
     Everything is read back from the files, so that a report can be made again at any time.
+
+    Args:
+        folder: The run's.
+        slices: Columns of the rows' ``meta`` to slice by, as ``meta.KEY``.
+
+    Raises:
+        UsageError: If no evaluated row has a column of ``slices``.
     """
-    content = report_content(folder)
+    content = report_content(folder, slices)
     write_report(folder.report, content)
     write_model_card(folder.card, content)
+    if content.differences is not None:
+        found = {name: asdict(each) for name, each in content.differences.items()}
+        write_json(folder.evaluation(DIFFERENCES), found)
     return content
 
 
-def report_content(folder: RunFolder) -> ReportContent:
-    """Everything that the report of a run says."""
+def report_content(folder: RunFolder, slices: Sequence[str] = ()) -> ReportContent:
+    """Everything that the report of a run says.
+
+    Args:
+        folder: The run's.
+        slices: Columns of the rows' ``meta`` to slice by, as ``meta.KEY``.
+
+    Raises:
+        UsageError: If no evaluated row has a column of ``slices``.
+    """
     recipe_yaml = folder.recipe.read_text(encoding="utf-8")
     recipe = yaml.safe_load(recipe_yaml)
-    data = _read_json(folder.data)
+    data, contract = _read_json(folder.data), _read_json(folder.contract)
     before = Evaluation.read(folder.evaluation("before"))
     after = Evaluation.read(folder.evaluation("after"))
-    contract = _read_json(folder.contract)
-    primary = recipe["evaluation"]["metrics"][0]
-    return ReportContent(
+    trainability = _trainability(folder)
+    content = ReportContent(
         title=recipe["name"],
         recipe_yaml=recipe_yaml,
         environment=_read_json(folder.environment),
         data={key: value for key, value in data.items() if key != "ledger"},
-        steps=_steps(folder),
-        before=before.metrics if before else None,
-        after=after.metrics if after else None,
-        differences=_differences(before, after),
-        rows=_rows(data, before, after, primary),
+        steps=with_rates(folder.steps()),
+        probes=probes(folder),
+        rates=_rates(recipe, trainability),
+        clip=recipe.get("training", {}).get("clip", 0.0),
+        trainability=trainability,
+        history=list(_history(folder)),
         ledger=account(folder),
         totals=totals(folder),
-        reproduce=shlex.join(
-            ["vlmtune", "train", str(folder.recipe), "--run", f"{folder.path}-again"]
-        ),
+        reproduce=reproducing(folder),
         contract=contract,
         base_model=contract["base"]["id"],  # of a folder the whole path, which no hub id looks like
         method=recipe["tuning"]["method"],
-        primary=primary,
+        primary=recipe["evaluation"]["metrics"][0],
+    )
+    rows = _validation(data) if before or after else ()
+    return with_answers(content, before, after, rows, slices)
+
+
+def reproducing(folder: RunFolder) -> str:
+    """Command lines that run it again."""
+    again = ["vlmtune", "reproduce", str(folder)]
+    by_hand = ["vlmtune", "train", str(folder.recipe), "--run", f"{folder}-again"]
+    return (
+        "# again, in a new folder, with versions, data and base checked and the results compared\n"
+        f"{shlex.join(again)}\n# the same training by hand\n{shlex.join(by_hand)}"
     )
 
 
@@ -105,21 +134,24 @@ def totals(folder: RunFolder) -> dict[str, float]:
     steps = list(read_lines(folder.metrics))
     seconds = sum(record["seconds"] for record in steps)
     samples = sum(record["samples"] for record in steps)
+    tokens = sum(record["tokens"] for record in steps)
     peak = max((record.get("peak_memory_bytes", 0) for record in steps), default=0)
     return {
         "steps": len(steps),
         "samples": samples,
-        "tokens": sum(record["tokens"] for record in steps),
+        "tokens": tokens,
         "label_tokens": sum(record["labels"] for record in steps),
         "seconds": seconds,
         "samples_per_second": samples / seconds if seconds else 0.0,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
         "peak_memory_bytes": peak,
     }
 
 
-def _steps(folder: RunFolder) -> list[dict[str, Any]]:
+def with_rates(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records of ``metrics.jsonl`` with samples and tokens a second."""
     records = []
-    for record in read_lines(folder.metrics):
+    for record in steps:
         seconds = record["seconds"]
         rates = {
             "samples_per_second": record["samples"] / seconds if seconds else None,
@@ -129,51 +161,45 @@ def _steps(folder: RunFolder) -> list[dict[str, Any]]:
     return records
 
 
-def _differences(
-    before: Evaluation | None, after: Evaluation | None
-) -> dict[str, Difference] | None:
-    """After compared with before, over the rows that both answered."""
-    if before is None or after is None:
-        return None
-    earlier = {prediction.id: prediction for prediction in before.predictions}
-    pairs = [(earlier[later.id], later) for later in after.predictions if later.id in earlier]
-    if not pairs:
-        return None
-    return differences(
-        [name for name in after.metrics if name in before.metrics],
-        # The truth is the later one's, should the rows have changed.
-        [replace(first, references=later.references, truth=later.truth) for first, later in pairs],
-        [later for _, later in pairs],
-    )
+def probes(folder: RunFolder) -> dict[str, list[tuple[float, float]]]:
+    """Metrics of the evaluations during training: (step, value) by metric."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    parent = folder.evaluation("before").parent
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    for name, match in sorted((name, NAME.match(name)) for name in names):
+        file = folder.evaluation(name) / METRICS
+        if match is not None and file.is_file():
+            for metric, value in _read_json(file)["metrics"].items():
+                found.setdefault(metric, []).append((float(match[1]), value["value"]))
+    return found
 
 
-def _rows(
-    data: Mapping[str, Any],
-    before: Evaluation | None,
-    after: Evaluation | None,
-    primary: str,
-) -> list[ReportRow]:
-    answered = after or before
-    if answered is None:
-        return []
-    wanted = {prediction.id for prediction in answered.predictions}
-    pictures = {
-        row.id: row.images[0].data for row in _validation(data) if row.id in wanted and row.images
-    }
-    first, second = _by_id(before), _by_id(after)
-    return [
-        ReportRow(
-            id=prediction.id,
-            question=prediction.question,
-            truth=prediction.references,
-            before=first[prediction.id].prediction if prediction.id in first else None,
-            after=second[prediction.id].prediction if prediction.id in second else None,
-            score_before=_score(first, prediction.id, primary),
-            score_after=_score(second, prediction.id, primary),
-            image=pictures.get(prediction.id),
-        )
-        for prediction in answered.predictions
-    ]
+def _trainability(folder: RunFolder) -> list[dict[str, Any]]:
+    """What the first gradients said of each part; of a resumed run, the last time."""
+    parts: list[dict[str, Any]] = []
+    for record in read_lines(folder.ledger):
+        if record["event"] == "trainability":
+            parts = record["parts"]
+    return parts
+
+
+def _rates(recipe: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Learning rate of each part that trains, as a multiple of the logged one."""
+    own = recipe["tuning"].get("learning_rates") or {}
+    highest = recipe.get("training", {}).get("learning_rate")
+    trained = [part["part"] for part in parts if part["trainable"]]
+    if not highest or not any(own.get(part) for part in trained):
+        return {}
+    return {part: (own.get(part) or highest) / highest for part in trained}
+
+
+def _history(folder: RunFolder) -> Iterator[str]:
+    """What happened to the run on its way."""
+    for record in read_lines(folder.ledger):
+        if record["event"] == "resumed":
+            yield f"stopped and resumed after step {record['step']:,}"
+        elif record["event"] == "changed":
+            yield f"went on although something changed: {'; '.join(record['changes'])}"
 
 
 def _validation(data: Mapping[str, Any]) -> Sequence[Conversation]:
@@ -186,16 +212,6 @@ def _validation(data: Mapping[str, Any]) -> Sequence[Conversation]:
     if dataset is None or dataset.fingerprint != data["fingerprint"]:
         return ()
     return dataset.split("validation")
-
-
-def _by_id(evaluation: Evaluation | None) -> Mapping[str, Prediction]:
-    if evaluation is None:
-        return {}
-    return {prediction.id: prediction for prediction in evaluation.predictions}
-
-
-def _score(predictions: Mapping[str, Prediction], row: str, metric: str) -> float | None:
-    return predictions[row].scores.get(metric) if row in predictions else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.family import FamilyFacts
-from vlmtune.models.quantize import numel
 from vlmtune.tuning.config import PARTS, Part
-from vlmtune.tuning.parts import part_of, parts_of
+from vlmtune.tuning.parts import count_parts, part_of, parts_of
 
 SEES = ("vision", "projector")  # parts that get a gradient from images alone
 
@@ -65,9 +64,7 @@ class TrainabilityProof:
     ) -> None:
         self._model, self._facts, self._parameters = model, facts, parameters
         self._trained = parts_of(parameters, facts)
-        whole: dict[Part, int] = dict.fromkeys(PARTS, 0)
-        for name, parameter in model.named_parameters():
-            whole[part_of(name, facts)] += numel(parameter)
+        whole = count_parts(model, facts, trainable=False)
         self._rows = {
             part: PartGradient(part, whole[part], self._size(part)) for part in PARTS if whole[part]
         }

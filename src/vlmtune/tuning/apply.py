@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlmtune.errors import ModelError, RecipeError
 from vlmtune.models.family import FamilyFacts
@@ -44,6 +44,13 @@ class Tuned:
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
+
+    def saved(self) -> dict[str, Tensor]:
+        """What is written of the model, by every name: what trains of an adapted one, else all."""
+        everything = self.model.state_dict(keep_vars=True)
+        if self.adapter is None:
+            return everything
+        return {name: tensor for name, tensor in everything.items() if tensor.requires_grad}
 
 
 def check_tuning(model: PreTrainedModel, config: TuningConfig, facts: FamilyFacts) -> Targets:

@@ -8,6 +8,7 @@ from torch import nn
 
 from vlmtune.errors import ModelError
 from vlmtune.models.family import FamilyFacts
+from vlmtune.models.gptq import packed_sizes
 from vlmtune.models.quantize import numel, within
 from vlmtune.tuning.config import PARTS, LearningRates, Part
 
@@ -42,6 +43,9 @@ def count_parts(model: nn.Module, facts: FamilyFacts, *, trainable: bool) -> dic
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or not trainable:
             counts[part_of(name, facts)] += numel(parameter)
+    if not trainable:
+        for name, size in packed_sizes(model).items():
+            counts[part_of(name, facts)] += size
     return counts
 
 

@@ -19,6 +19,7 @@ from vlmtune.files import sync
 from vlmtune.models.contract import Contract
 from vlmtune.models.encode import Encoder
 from vlmtune.models.generate import generate
+from vlmtune.models.gptq import is_gptq
 from vlmtune.models.load import DTYPES, LoadingConfig, load_model
 from vlmtune.models.quantize import dequantize
 from vlmtune.models.save import save_model
@@ -79,7 +80,7 @@ def merge(  # noqa: PLR0913
 
     Raises:
         MergeError: If the proof fails; nothing is published then.
-        RefusedError: If ``out`` holds something already.
+        RefusedError: If ``out`` holds something already, or the base is packed by GPTQ.
         HubError: If the push fails; the merged folder stays.
     """
     folder = Path(out)
@@ -90,6 +91,14 @@ def merge(  # noqa: PLR0913
         raise UsageError(
             f"MODEL: {model} is a plain model: there is nothing to merge. Give a run, a checkpoint "
             "or an adapter"
+        )
+    if is_gptq(resolved.base.folder):
+        raise RefusedError(
+            f"MODEL: {model} was trained over {resolved.base.id}, whose weights are packed in 4 "
+            "bits by GPTQ. Adding an adapter to them means packing them anew: every weight would "
+            "be rounded again, and the result is not what was trained. Give the adapter itself to "
+            "eval, predict or serve, which put it over the packed base; or train over the plain "
+            "model with tuning.method=qlora, whose adapters merge"
         )
     observer = observer or Observer()
     destination = destination_of(push, push_hub, private)

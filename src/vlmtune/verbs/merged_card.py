@@ -45,7 +45,7 @@ def write_merged_card(
         contract=placeless(contract),
         data=placeless(dict(content.data)),
         recipe_yaml=_recipe(content.recipe_yaml),
-        reproduce=shlex.join(placeless(shlex.split(content.reproduce))),
+        reproduce=_commands(content.reproduce),
         license=_licence(resolved.base.folder / CARD),
         merged=proof,
     )
@@ -67,6 +67,14 @@ def _recipe(text: str) -> str:
     if not text:
         return ""
     return yaml.safe_dump(placeless(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+
+
+def _commands(text: str) -> str:
+    """Command lines without places on this machine; comments stay."""
+    return "\n".join(
+        line if line.startswith("#") else shlex.join(placeless(shlex.split(line)))
+        for line in text.splitlines()
+    )
 
 
 def _licence(card: Path) -> dict[str, str]:

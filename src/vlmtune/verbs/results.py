@@ -1,19 +1,13 @@
-"""What a run returns and what its trackers are shown."""
+"""What a run returns."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vlmtune.data.dataset import Rows
-from vlmtune.data.media import ImagePolicy, open_image
 from vlmtune.evaluation.run import Evaluation
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.resolve import latest_checkpoint
-from vlmtune.training.loop import StepReport
 from vlmtune.training.summary import totals
-from vlmtune.training.tracking import Trackers
-
-PICTURES = 16
 
 
 def result_of(folder: RunFolder) -> dict[str, Any]:
@@ -33,30 +27,6 @@ def result_of(folder: RunFolder) -> dict[str, Any]:
         "best": _best(steps),
         "report": str(folder.report),
     }
-
-
-def tracked(report: StepReport) -> dict[str, float]:
-    """A step's figures for a tracker."""
-    values = {
-        "loss": report.loss,
-        "learning_rate": report.learning_rate,
-        "gradient_norm": report.gradient_norm,
-    }
-    if report.probe_loss is not None:
-        values["probe_loss"] = report.probe_loss
-    return values
-
-
-def show_pictures(trackers: Trackers, step: int, evaluation: Evaluation, validation: Rows) -> None:
-    """The first validation images with the model's answers, in the trackers."""
-    pictures = []
-    for prediction, row in zip(
-        evaluation.predictions[:PICTURES], validation[:PICTURES], strict=False
-    ):
-        if row.images:
-            picture = open_image(row.images[0].data, ImagePolicy())
-            pictures.append((picture, prediction.prediction))
-    trackers.log_images(step, "Prediction", pictures)
 
 
 def _values(evaluation: Evaluation | None) -> dict[str, float]:

@@ -27,6 +27,9 @@ HARMLESS = (
     "training.workers",
     "training.log_steps",
     "training.keep",
+    "training.save_behind",
+    "distributed.strategy",
+    "distributed.offload",
 )
 
 # These decide which rows make which step: no change of them can go on within a run.

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlmtune.errors import RecipeError
 from vlmtune.models.empty import empty_model
 from vlmtune.models.family import FamilyFacts
+from vlmtune.models.gptq import is_gptq
 from vlmtune.models.load import DTYPES, BaseSource, LoadingConfig, load_model
 from vlmtune.models.quantize import Quantization, plan_quantization
 from vlmtune.recipe import Recipe
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 
 def quantization_of(recipe: Recipe, base: BaseSource, facts: FamilyFacts) -> Quantization | None:
-    """What of the base the recipe holds in 4 bits."""
+    """What of the base the recipe holds in 4 bits; None too where its own folder packs them."""
     method = recipe.quantization
+    if recipe.model.quantization is None and is_gptq(base.folder):
+        return None
     return None if method is None else plan_quantization(base.folder, facts, method)
 
 
@@ -29,10 +33,16 @@ def check_start(recipe: Recipe, base: BaseSource, facts: FamilyFacts) -> None:
     """Find what the recipe's tuning asks of the model and cannot have, before anything is loaded.
 
     Raises:
-        RecipeError: If targets, parts or learning rates do not fit the model.
+        RecipeError: If targets, parts or learning rates do not fit the model, or packed weights
+            should train themselves.
     """
     if recipe.tuning.adapts:
         check_tuning(empty_model(base.folder), recipe.tuning, facts)
+    elif is_gptq(base.folder):
+        raise RecipeError(
+            "tuning.method: full fine-tuning changes the weights themselves, and those of "
+            f"{base.id} are packed in 4 bits by GPTQ; use tuning.method=qlora, or the plain model"
+        )
 
 
 def place_of(recipe: Recipe) -> tuple[torch.device, torch.dtype]:
@@ -47,9 +57,17 @@ def load_start(
     base: BaseSource,
     checkpoint: Path | None,
     quantization: Quantization | None,
+    *,
+    to_be_cut: bool = False,
 ) -> PreTrainedModel:
-    """The base, or what a full fine-tuning had made of it at a checkpoint."""
+    """The base, or what a full fine-tuning had made of it at a checkpoint.
+
+    What is cut among several processes later need not fit on the device of one, and stays in the
+    memory of the CPU until then.
+    """
     device, dtype = place_of(recipe)
+    if to_be_cut:
+        device = torch.device("cpu")
     whole = checkpoint is not None and not recipe.tuning.adapts
     return load_model(
         checkpoint if checkpoint is not None and whole else base.folder,

@@ -6,12 +6,12 @@ import json
 import logging
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmtune.batching.collate import PackedBatch, pack
-from vlmtune.batching.planner import Plan, pack_indices
+from vlmtune.batching.planner import Plan
+from vlmtune.batching.proof import packing_encoder
 from vlmtune.data.conversation import Conversation
 from vlmtune.data.dataset import PreparedDataset, Rows
 from vlmtune.data.mixture import Dataset, open_sources
@@ -30,21 +30,24 @@ from vlmtune.training.checkpoint import (
     State,
     load_state,
     remove_leftovers,
-    seed_random,
     token_budget_of,
 )
-from vlmtune.training.distributed import Ranks, join
+from vlmtune.training.distributed.answering import Together
+from vlmtune.training.distributed.ranks import Ranks, join
+from vlmtune.training.distributed.strategy import Strategy
 from vlmtune.training.loader import Loader
 from vlmtune.training.loop import Job, StepReport, run
-from vlmtune.training.optim import autocast, make_optimizer, make_scaler
+from vlmtune.training.optim import autocast
 from vlmtune.training.prepare_rows import measure, plan_rows
+from vlmtune.training.probe import probe_batches
+from vlmtune.training.saving import Saver
 from vlmtune.training.summary import write_summary
-from vlmtune.training.tracking import Trackers, open_trackers
+from vlmtune.training.tracking.trackers import Trackers
 from vlmtune.training.trainability import TrainabilityProof
 from vlmtune.tuning.apply import Tuned
-from vlmtune.tuning.parts import learning_rates
+from vlmtune.verbs.holding import hold, shards
 from vlmtune.verbs.observer import Observer
-from vlmtune.verbs.results import result_of, show_pictures, tracked
+from vlmtune.verbs.results import result_of
 from vlmtune.verbs.run_facts import (
     FIXED,
     recipe_changes,
@@ -52,6 +55,7 @@ from vlmtune.verbs.run_facts import (
     record_dropped,
 )
 from vlmtune.verbs.start import check_start, load_start, place_of, quantization_of, tune
+from vlmtune.verbs.tracked import track_evaluation, track_run, track_step
 from vlmtune.verbs.weights import write_weights
 
 if TYPE_CHECKING:
@@ -140,18 +144,27 @@ class _Run:
         plan, rows = self._plan(dataset, encoder, checkpoint)
         validation = dataset.split("validation")
         # Before anything that takes long: a tracker that is not installed is said at once.
-        trackers = self._trackers(encoder.contract, plan)
+        trackers = track_run(self.recipe, self.folder, plan) if self.ranks.first else Trackers()
         try:
             self.observer.stage("loading weights")
             quantization = encoder.contract.quantization
-            model = load_start(self.recipe, base, checkpoint, quantization)
-            if checkpoint is None and self.recipe.evaluation.before and self.ranks.first:
-                self._evaluate("before", model, encoder, validation)
+            cut = shards(self.recipe, self.ranks)
+            model = load_start(self.recipe, base, checkpoint, quantization, to_be_cut=cut)
+            packing = packing_encoder(model, encoder)
+            if packing is not encoder:
+                encoder, plan = packing, replace(plan, token_budget=self._budget(checkpoint))
+            begins = checkpoint is None and self.recipe.evaluation.before
+            if begins and not cut:
+                self._evaluate("before", 0, model, encoder, validation, trackers)
             tuned = tune(model, self.recipe, encoder.family.facts, base, checkpoint)
-            self._train(tuned, encoder, base, plan, rows, validation, checkpoint, trackers)
-            if self.recipe.evaluation.after and self.ranks.first:
-                after = self._evaluate("after", tuned.model, encoder, validation)
-                show_pictures(trackers, plan.steps, after, validation)
+            strategy = hold(tuned, self.recipe, encoder.family.facts, self.ranks)
+            if begins and cut:  # fresh adapters change nothing; the base need not fit on a device
+                self._evaluate("before", 0, model, encoder, validation, trackers)
+            self._train(
+                tuned, strategy, encoder, base, plan, rows, validation, checkpoint, trackers
+            )
+            if self.recipe.evaluation.after:
+                self._evaluate("after", plan.steps, model, encoder, validation, trackers)
         finally:
             trackers.finish()
         return self._finish() if self.ranks.first else {}
@@ -244,31 +257,34 @@ class _Run:
     def _plan(
         self, dataset: Dataset, encoder: Encoder, checkpoint: Path | None
     ) -> tuple[Plan, Rows]:
-        recipe, device = self.recipe, place_of(self.recipe)[0]
+        recipe = self.recipe
         rows = dataset.split("train")
         self.observer.stage("measuring rows")
-        measured = measure(rows, encoder, self._progress, recipe.data.answers)
-        # A resumed run must cut alike, wherever it goes on: other packs would round otherwise.
-        budget = (
-            recipe.training.token_budget
-            or token_budget_of(checkpoint)
-            or TOKENS_PER_FORWARD.get(device.type, 4096)
-        )
+        measured = measure(rows, encoder, self._progress, recipe.data.answers, self.ranks)
         plan, long = plan_rows(
             rows,
             measured,
             recipe.training,
             max_length=recipe.data.max_length,
             too_long=recipe.data.too_long,
-            token_budget=budget,
+            token_budget=self._budget(checkpoint),
         )
         if self.ranks.first:
             record_dropped(self.folder.ledger, [*measured.unusable, *long])
         return plan, rows
 
+    def _budget(self, checkpoint: Path | None) -> int:
+        """Tokens of a forward. A resumed run must cut alike: other packs would round otherwise."""
+        return (
+            self.recipe.training.token_budget
+            or token_budget_of(checkpoint)
+            or TOKENS_PER_FORWARD.get(place_of(self.recipe)[0].type, 4096)
+        )
+
     def _train(  # noqa: PLR0913
         self,
         tuned: Tuned,
+        strategy: Strategy,
         encoder: Encoder,
         base: BaseSource,
         plan: Plan,
@@ -278,19 +294,9 @@ class _Run:
         trackers: Trackers,
     ) -> None:
         config, facts = self.recipe.training, encoder.family.facts
-        parameters = tuned.trainable()
-        self.ranks.from_first(parameters.values())
-        if not self.ranks.first:
-            seed_random(config.seed + self.ranks.rank)  # dropout of their own
-        own = self.recipe.tuning.learning_rates
-        rates = learning_rates(parameters, own, facts, config.learning_rate)
-        optimizer = make_optimizer(parameters, config, rates)
-        scaler = make_scaler(config, tuned.model.device)
         state = State(token_budget=plan.token_budget, plan=plan.fingerprint())
         if checkpoint is not None:
-            state = load_state(checkpoint, optimizer, parameters, self.ranks)
-            if state.scaler:
-                scaler.load_state_dict(state.scaler)
+            state = load_state(checkpoint, strategy)
         if self.ranks.first:
             self._forget_after(state.step)
         if checkpoint is not None and self.ranks.first:
@@ -300,19 +306,31 @@ class _Run:
         job = Job(
             model=tuned.model,
             family=encoder.family,
-            parameters=parameters,
-            optimizer=optimizer,
-            scaler=scaler,
+            strategy=strategy,
             config=config,
             plan=plan,
-            loader=Loader(rows, encoder, plan, config.workers, self.ranks),
+            loader=Loader(
+                rows, encoder, plan, config.workers, self.ranks, in_step=strategy.in_step
+            ),
             folder=self.folder,
-            write_weights=lambda out: write_weights(out, tuned, encoder, base),
-            proof=TrainabilityProof(tuned.model, facts, parameters),
-            probe=self._probe(validation, encoder, plan.token_budget),
+            saver=Saver(
+                self.folder.checkpoints,
+                strategy,
+                tuned.saved,
+                lambda out, tensors: write_weights(out, tensors, tuned, encoder, base),
+                keep=config.keep,
+                behind=config.save_behind,
+            ),
+            proof=TrainabilityProof(tuned.model, facts, strategy.parameters),
+            probe=probe_batches(
+                validation[: self.recipe.evaluation.probe],
+                encoder,
+                plan.token_budget,
+                self.ranks,
+                in_step=strategy.in_step,
+            ),
             probe_steps=every,
             state=state,
-            ranks=self.ranks,
             on_step=lambda report: self._on_step(report, trackers),
             on_proof=self.observer.trainability,
         )
@@ -324,53 +342,44 @@ class _Run:
         for path in (self.folder.ledger, self.folder.metrics):
             keep_lines_through(path, step)
 
-    def _probe(self, validation: Rows, encoder: Encoder, budget: int) -> list[PackedBatch]:
-        count = min(self.recipe.evaluation.probe, len(validation))
-        encoded = [encoder.encode(validation[index]) for index in range(count)]
-        packs = pack_indices(range(count), [len(row.tokens) for row in encoded], budget)
-        return [pack(encoder.family, [encoded[index] for index in indices]) for indices in packs]
-
     def _on_step(self, report: StepReport, trackers: Trackers) -> None:
         self.observer.step(report)
-        if report.step == 1 or report.step % self.recipe.training.log_steps == 0:
-            trackers.log(report.step, tracked(report))
+        track_step(trackers, self.recipe, report)
 
     def _evaluate(
-        self, when: str, model: PreTrainedModel, encoder: Encoder, validation: Rows
-    ) -> Evaluation:
-        done = Evaluation.read(self.folder.evaluation(when))
-        if done is not None:
-            return done
+        self,
+        when: str,
+        step: int,
+        model: PreTrainedModel,
+        encoder: Encoder,
+        validation: Rows,
+        trackers: Trackers,
+    ) -> None:
+        """Measure with all processes, unless it was done before; the first one writes."""
+        done = Evaluation.read(self.folder.evaluation(when)) if self.ranks.first else None
+        if not self.ranks.any(done is not None):
+            self.observer.stage(f"evaluating {when}")
+            done = self._answered(model, encoder, validation)
+            if self.ranks.first:
+                done.write(self.folder.evaluation(when))
+        if done is not None and self.ranks.first:
+            track_evaluation(trackers, self.recipe, step, done, validation)
+
+    def _answered(self, model: PreTrainedModel, encoder: Encoder, validation: Rows) -> Evaluation:
         config = self.recipe.evaluation
         rows: list[Conversation] = list(validation[: config.limit])
-        self.observer.stage(f"evaluating {when}")
-        with autocast(self.recipe.training, model.device):
-            evaluation = evaluate_rows(
+        with autocast(self.recipe.training, place_of(self.recipe)[0]):
+            return evaluate_rows(
                 model,
                 encoder,
                 rows,
                 config.metrics,
                 max_new_tokens=config.max_new_tokens,
                 batch_rows=config.batch_rows,
+                normalise=config.normalise,
                 progress=lambda count: self.observer.progress(count, len(rows)),
+                answer=Together(self.ranks, in_step=shards(self.recipe, self.ranks)),
             )
-        evaluation.write(self.folder.evaluation(when))
-        return evaluation
-
-    def _trackers(self, contract: Contract, plan: Plan) -> Trackers:
-        hyperparameters = {
-            **self.recipe.model_dump(mode="json"),
-            "contract": contract.model_dump(mode="json"),
-            "rows": len(plan.kept),
-            "steps": plan.steps,
-        }
-        nowhere = self.recipe.tracking.model_copy(update={"to": ()})
-        return open_trackers(
-            self.recipe.tracking if self.ranks.first else nowhere,
-            folder=self.folder.path,
-            name=self.recipe.tracking.name or self.folder.path.name,
-            hyperparameters=hyperparameters,
-        )
 
     def _progress(self, done: int, total: int) -> None:
         if done % PROGRESS_EVERY == 0 or done == total:

@@ -1,15 +1,19 @@
 """The original's pickled weights to safetensors, without running what a pickle may hold.
 
 The first releases of Qwen-VL are ``pytorch_model-*.bin``. They are read with torch's weights-only
-unpickler, which makes tensors and refuses everything else, one file at a time.
+unpickler, which makes tensors and refuses everything else, one file at a time:
+
+    python -m vlmtune.models.qwen_vl.convert FOLDER OUT
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
+import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlmtune.errors import ModelError, UsageError
+from vlmtune.errors import ModelError, UsageError, VlmtuneError
 from vlmtune.files import sync, write_json
 from vlmtune.models.folder import read_json
 
@@ -187,3 +191,29 @@ def _companions(folder: Path) -> Iterator[Path]:
         weights = path.name == INDEX or path.name.endswith((".safetensors", ".index.json"))
         if path.is_file() and not weights and not path.name.endswith(LEFT_OUT):
             yield path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vlmtune.models.qwen_vl.convert",
+        description="Write the pickled weights of a model folder as safetensors.",
+    )
+    parser.add_argument("folder", type=Path, help="holds pytorch_model*.bin")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    options = parser.parse_args(arguments)
+    try:
+        done = convert_to_safetensors(options.folder, options.out, progress=_tell)
+    except VlmtuneError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_status
+    sys.stdout.write(f"{done.path}: {done.tensors} tensors, {done.bytes:,} bytes\n")
+    return 0
+
+
+def _tell(written: int, files: int) -> None:
+    sys.stderr.write(f"{written} of {files} files\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -42,8 +42,8 @@ class QwenVL(Family):
     The original's folders have neither a chat template nor settings of an image processor: both are
     known, the template as the tokenizer's own, the settings from ``visual`` in ``config.json``.
 
-    What the template writes behind the last answer's ``<|im_end|>``, a line break, is never trained,
-    unlike in the original: no model has to say it.
+    The line break that the template writes behind an answer's ``<|im_end|>`` is not trained, unlike
+    in the original: no model has to say it.
     """
 
     facts = FACTS
@@ -56,16 +56,15 @@ class QwenVL(Family):
             ModelError: If another backend than Pillow's is asked for.
         """
         from vlmtune.models.qwen_vl.configuration import QwenVLConfig
-        from vlmtune.models.qwen_vl.processing import QwenVLImageProcessor
+        from vlmtune.models.qwen_vl.processing import image_processor_of
 
         assert isinstance(config, QwenVLConfig)
         if backend != "pil":
             raise ModelError(
-                f"model.backend: found {backend}; images of the family {cls.facts.name} are resized "
-                "by Pillow alone, use model.backend=pil"
+                f"model.backend: found {backend}; the family {cls.facts.name} resizes images with "
+                "Pillow alone, use model.backend=pil"
             )
-        side = config.vision.image_size
-        processor = QwenVLImageProcessor(size={"height": side, "width": side})
+        processor = image_processor_of(config)
         tokenizer = load_tokenizer(folder)
         return Parts(
             config=config,

@@ -6,17 +6,22 @@ token; what both make of a conversation is compared in the tests.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pictures
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 
+from vlmtune.models.folder import load_config
+from vlmtune.models.qwen_vl.configuration import QwenVLConfig
 from vlmtune.models.qwen_vl.controls import IMAGE_PAD
 from vlmtune.models.qwen_vl.pixels import MEAN, STD, pixel_values
+from vlmtune.models.qwen_vl.tokenization import load_tokenizer
+
+FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class QwenVLImageProcessor(PilBackend):
@@ -35,7 +40,7 @@ class QwenVLImageProcessor(PilBackend):
     size: Any = {"height": 448, "width": 448}  # noqa: RUF012
     image_mean = MEAN
     image_std = STD
-    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    model_input_names: list[str] = ["pixel_values"]  # noqa: RUF012
 
     def _preprocess(  # type: ignore[override]
         self,
@@ -76,6 +81,19 @@ class QwenVLProcessor(ProcessorMixin):
         template = chat_template or tokenizer.chat_template
         super().__init__(image_processor, tokenizer, chat_template=template)
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **options: Any
+    ) -> Any:
+        """As in transformers, and from the original's folders, which have no processor's files."""
+        folder = Path(str(pretrained_model_name_or_path))
+        if not folder.is_dir() or any((folder / name).is_file() for name in FILES):
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        config = load_config(str(folder))
+        assert isinstance(config, QwenVLConfig)
+        tokenizer = load_tokenizer(folder)
+        return cls(image_processor_of(config), tokenizer, image_seq_length=config.vision.n_queries)
+
     def replace_image_token(
         self,
         image_inputs: dict[str, Any],  # noqa: ARG002
@@ -84,3 +102,9 @@ class QwenVLProcessor(ProcessorMixin):
     ) -> str:
         """What stands for an image; all have equally many tokens."""
         return self.image_token * self.image_seq_length
+
+
+def image_processor_of(config: QwenVLConfig) -> QwenVLImageProcessor:
+    """The image processor that a configuration means."""
+    side = config.vision.image_size
+    return QwenVLImageProcessor(size={"height": side, "width": side})

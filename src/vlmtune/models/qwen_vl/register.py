@@ -32,6 +32,6 @@ def register() -> None:
     for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
         auto.register(QwenVLConfig, QwenVLForConditionalGeneration, exist_ok=True)
     AutoTokenizer.register(QwenVLConfig, QWenTokenizer, exist_ok=True)
-    classes = {"pil": QwenVLImageProcessor}
+    classes: dict[str, type] = {"pil": QwenVLImageProcessor}
     AutoImageProcessor.register(QwenVLConfig, image_processor_classes=classes, exist_ok=True)
     AutoProcessor.register(QwenVLConfig, QwenVLProcessor, exist_ok=True)

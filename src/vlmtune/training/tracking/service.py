@@ -92,23 +92,29 @@ class Service:
     upload: str = ""
 
 
-def _service(package: str, name: str, *modes: Mode, upload: str = "") -> Service:
-    tracker = f"vlmtune.training.tracking.{package}:{name}"
-    return Service(package=package, tracker=tracker, modes=modes, upload=upload)
-
-
 SERVICES: dict[str, Service] = {
-    "swanlab": _service(
-        "swanlab",
-        "SwanLab",
-        "online",
-        "offline",
-        "local",
+    "swanlab": Service(
+        package="swanlab",
+        tracker="vlmtune.training.tracking.swanlab:SwanLab",
+        modes=("online", "offline", "local"),
         upload="swanlab sync --id {id} {folder}/run-*",
     ),
-    "wandb": _service("wandb", "Wandb", "online", "offline", upload="wandb sync {folder}/wandb/*"),
-    "tensorboard": _service("tensorboard", "TensorBoard", "offline", "local"),
-    "trackio": _service("trackio", "Trackio", "offline", "local"),
+    "wandb": Service(
+        package="wandb",
+        tracker="vlmtune.training.tracking.wandb:Wandb",
+        modes=("online", "offline"),
+        upload="wandb sync {folder}/wandb/*run-*",
+    ),
+    "tensorboard": Service(
+        package="tensorboard",
+        tracker="vlmtune.training.tracking.tensorboard:TensorBoard",
+        modes=("offline", "local"),
+    ),
+    "trackio": Service(
+        package="trackio",
+        tracker="vlmtune.training.tracking.trackio:Trackio",
+        modes=("offline", "local"),
+    ),
 }
 
 

@@ -32,12 +32,14 @@ class SwanLab:
             config=opening.hyperparameters,
             settings=swanlab.Settings(
                 interactive=False,
-                # A remote's address may hold a password; and there is nothing on our terminal.
-                probe=swanlab.Settings.Probe(git=False),
+                # A remote's address may hold a password; command and terminal are not the user's.
+                probe=swanlab.Settings.Probe(git=False, runtime=False),
                 terminal=swanlab.Settings.Terminal(proxy_type="none"),
             ),
         )
-        self.place = self._run.url if self._run.mode == "online" else opening.folder
+        watch = f"swanlab watch {opening.folder}"
+        places = {"online": lambda: self._run.url, "local": lambda: watch}
+        self.place = places.get(self._run.mode, lambda: opening.folder)()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Figures of an optimizer step."""
@@ -55,7 +57,7 @@ class SwanLab:
         headings, cells = table(rows)
         if self._run.mode == "local":  # knows lines, pictures and texts
             texts = [
-                swanlab.Text(f"{row.prediction}\n\ntruth: {row.truth}", caption=row.id)
+                swanlab.Text(f"prediction: {row.prediction}\ntruth: {row.truth}", caption=row.id)
                 for row in rows
             ]
             self._run.log({TABLE: texts}, step=step)

@@ -27,10 +27,11 @@ class TensorBoard:
     def __init__(self, opening: Opening) -> None:
         self._writer = EventFileWriter(opening.folder)
         self._resumed = opening.resumed
-        self.place = opening.folder
+        self.place = f"tensorboard --logdir {opening.folder}"
         shown = json.dumps(opening.hyperparameters, indent=2, ensure_ascii=False)
+        self._hyperparameters = _text("hyperparameters", _code(shown))
         if not opening.resumed:
-            self._add(0, _text("hyperparameters", _code(shown)))
+            self._add(0, self._hyperparameters)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Figures of an optimizer step."""
@@ -59,6 +60,7 @@ class TensorBoard:
             start = SessionLog(status=SessionLog.START)
             self._writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))
             self._resumed = False
+            self._add(step, self._hyperparameters)
         summary = Summary(value=values)
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
         self._writer.flush()
@@ -66,9 +68,7 @@ class TensorBoard:
 
 def _image(tag: str, png: bytes) -> Summary.Value:
     width, height = Image.open(io.BytesIO(png)).size
-    image = Summary.Image(
-        height=height, width=width, colorspace=RGB, encoded_image_string=png
-    )
+    image = Summary.Image(height=height, width=width, colorspace=RGB, encoded_image_string=png)
     return Summary.Value(tag=tag, image=image)
 
 

@@ -35,11 +35,12 @@ class Trackio:
     def show(self, step: int, rows: Sequence[Shown]) -> None:
         """Pictures captioned with the answers, and the table with the pictures in it."""
         headings, cells = table(rows)
-        data = [[_image(row), *row_cells] for row, row_cells in zip(rows, cells, strict=True)]
+        pictures = [_image(row) for row in rows]
+        data = [[picture, *row] for picture, row in zip(pictures, cells, strict=True)]
         shown = {TABLE: trackio.Table(columns=["image", *headings], data=data)}
-        for number, row in enumerate(rows):
-            if row.picture is not None:
-                shown[f"{PICTURES}/{number:02d}"] = _image(row)
+        for number, picture in enumerate(pictures):
+            if picture is not None:
+                shown[f"{PICTURES}/{number:02d}"] = picture
         self._run.log(shown, step=step)
 
     def finish(self) -> None:

@@ -207,3 +207,11 @@ def test_nothing_is_overwritten(pickled, tmp_path):
     with pytest.raises(UsageError, match="not empty"):
         convert_to_safetensors(pickled, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_the_command(pickled, tmp_path, capsys):
+    assert convert.main([str(pickled), str(tmp_path / "out")]) == 0
+    assert load_file(next((tmp_path / "out").glob("*.safetensors")))
+    assert str(tmp_path / "out") in capsys.readouterr().out
+    assert convert.main([str(pickled), str(tmp_path / "out")]) == 2
+    assert "is not empty" in capsys.readouterr().err

@@ -1,25 +1,25 @@
 """Several processes that train one model: what they tell each other, and nothing else.
 
 The loss of a step is a sum over its labels, so that the gradients of all processes add up to the
-step's own, however its packs were dealt. They are added by hand after the last backward: a process
-whose packs hold no image, or that has no pack at all, sends zeros for what it did not touch, and
-nobody waits for a forward that never comes.
+step's own, however its packs were dealt.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET = 2**24  # numbers that travel together: 64 MB of fp32
-PATIENCE = timedelta(days=2)  # the first process evaluates while the others wait
+PATIENCE = timedelta(hours=6)  # the others wait while the first writes a checkpoint or the report
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class Ranks:
     Attributes:
         rank: This process, from 0.
         count: How many there are.
+        local: This process among those of its machine, from 0.
     """
 
     rank: int = 0
     count: int = 1
+    local: int = 0
 
     @property
     def first(self) -> bool:
@@ -51,10 +53,16 @@ class Ranks:
         """Whether it is so in any process, e.g. that a signal arrived."""
         return self.total(float(flag))[0] > 0
 
+    def highest(self, value: int) -> int:
+        """The highest of all processes' values."""
+        return max(int(each) for each in self.gather(torch.tensor(value)))
+
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes, in place.
 
-        A parameter that no process has a gradient for keeps None.
+        By hand, after the last backward: a process whose packs hold no image, or that has no pack
+        at all, sends zeros for what it did not touch, and nobody waits for a forward that never
+        comes. A parameter that no process has a gradient for keeps None.
         """
         if self.count == 1:
             return
@@ -83,7 +91,9 @@ class Ranks:
             return
         with torch.no_grad():
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                local = tensor.to(_device())  # itself, if it is there already
+                dist.broadcast(local, src=0)
+                tensor.copy_(local)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """A tensor of the same shape from every process, in their order."""
@@ -94,21 +104,46 @@ class Ranks:
         dist.all_gather(gathered, local)
         return [part.to(tensor.device) for part in gathered]
 
+    def gather_json(self, value: Any) -> list[Any]:
+        """What JSON can hold, from every process, in their order. Nothing is pickled."""
+        if self.count == 1:
+            return [value]
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [int(size) for size in self.gather(torch.tensor(len(content)))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(content)] = content
+        parts = zip(self.gather(padded), sizes, strict=True)
+        return [json.loads(part[:size].numpy().tobytes()) for part, size in parts]
+
     def wait(self) -> None:
         """Go on when all are here."""
         self.total(0.0)
+
+    @contextmanager
+    def one_goes_first(self) -> Iterator[None]:
+        """Let one process of each machine do something before the others do it.
+
+        What it fetches or computes then lies in a cache that they find.
+        """
+        if self.local > 0:
+            self.wait()
+        yield
+        if self.local == 0:
+            self.wait()
 
 
 def join() -> Ranks:
     """The processes that a launcher such as torchrun started; one where there was none."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
     if not dist.is_initialized():
+        backend = "gloo"
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+            torch.cuda.set_device(local)
+            backend = "cpu:gloo,cuda:nccl"  # offloaded weights are summed on the CPU
         dist.init_process_group(backend, timeout=PATIENCE)
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(dist.get_rank(), dist.get_world_size(), local)
 
 
 def leave() -> None:
@@ -116,25 +151,6 @@ def leave() -> None:
     if dist.is_initialized():
         with suppress(RuntimeError):
             dist.destroy_process_group()
-
-
-def deal(loads: Sequence[int], ranks: int) -> list[list[int]]:
-    """Deal packs so that the heaviest hand is light: the heaviest pack first, to the lightest hand.
-
-    Args:
-        loads: Tokens of each pack.
-        ranks: Number of processes.
-
-    Returns:
-        Indices into ``loads``, one list a process, each in the order of ``loads``.
-    """
-    hands: list[list[int]] = [[] for _ in range(ranks)]
-    weights = [0] * ranks
-    for index in sorted(range(len(loads)), key=lambda index: (-loads[index], index)):
-        lightest = min(range(ranks), key=lambda rank: (weights[rank], rank))
-        hands[lightest].append(index)
-        weights[lightest] += loads[index]
-    return [sorted(hand) for hand in hands]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -31,10 +31,14 @@ class Mark:
     Attributes:
         label: Its name; may be empty.
         xyxy: Its corners.
+        colour: Of its line and label; None: the next of ``COLOURS``.
+        dashed: Whether its line is.
     """
 
     label: str
     xyxy: tuple[float, float, float, float]
+    colour: str | None = None
+    dashed: bool = False
 
 
 def data_uri(picture: Picture, *, exact: bool = False) -> str:
@@ -80,11 +84,12 @@ def drawing(
         tag("image", href=source, width=_n(width), height=_n(height), style=pixelated),
         _grid(size, scale, cell),
     ]
-    for number, (mark, box, place) in enumerate(zip(marks, boxes, labels, strict=True)):
-        parts.append(_box(mark, box, place, COLOURS[number % len(COLOURS)]))
-    for number, (mark, place) in enumerate(zip(marks, labels, strict=True)):
+    colours = [mark.colour or COLOURS[place % len(COLOURS)] for place, mark in enumerate(marks)]
+    for mark, box, place, colour in zip(marks, boxes, labels, colours, strict=True):
+        parts.append(_box(mark, box, place, colour))
+    for mark, place, colour in zip(marks, labels, colours, strict=True):
         if place:
-            parts.append(_label(mark, place, COLOURS[number % len(COLOURS)]))
+            parts.append(_label(mark, place, colour))
     across, down = canvas.right - canvas.left, bottom - canvas.top
     return tag(
         "svg",
@@ -166,7 +171,14 @@ def _box(mark: Mark, box: Rectangle, place: Rectangle | None, colour: str) -> Ht
     return tag(
         "g",
         tag("rect", **frame, stroke="#fff", stroke_width="4.5", stroke_opacity=".85"),
-        tag("rect", tag("title", mark.label), **frame, stroke=colour, stroke_width="2.5"),
+        tag(
+            "rect",
+            tag("title", mark.label),
+            **frame,
+            stroke=colour,
+            stroke_width="2.5",
+            stroke_dasharray="7 4" if mark.dashed else None,
+        ),
         line,
         class_="box",
     )

@@ -1,0 +1,1 @@
+"""The built-in base model: its tokenizer, its data, and the script that trained it."""

@@ -1,0 +1,255 @@
+"""Pretrain the built-in base: ``python -m vlmtune.quickstart.base.pretrain OUT``.
+
+Warm up, then a constant learning rate for as long as there is time; ``--decay-steps`` ends any
+checkpoint well. The run is the same for the same seed, and continues where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from vlmtune.quickstart.base.cache import read_shard, write_shard
+from vlmtune.quickstart.base.export import export
+from vlmtune.quickstart.base.model import BaseSize, Batch, batch_logits, build_model
+from vlmtune.quickstart.base.optim import Masters
+from vlmtune.quickstart.base.rows import TASKS, Collator, Row, Rows
+from vlmtune.quickstart.base.tokenizer import build_tokenizer
+
+if TYPE_CHECKING:
+    pass
+
+# Rows of an optimizer step, from which step on. What is learnt first is learnt in so many steps,
+# however large: eight times the rows took eight times as long.
+ROWS = ((1, 32), (1500, 64), (10_000, 128))
+WARMUP = 50  # steps
+EASY, FULL = 400, 3000  # steps: the shortest rows alone, and from when on all
+SHARDS, STEPS_A_SHARD = 2, 80  # at the start, and until one more is taken up
+WEIGHTS = (0.64, 0.2, 0.06, 0.1)
+HELD_OUT = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides a run.
+
+    Attributes:
+        seed: Seed of weights and rows.
+        shards: Shards of formulas in all.
+        rate: Learning rate of the hidden matrices.
+        other_rate: Learning rate of everything else.
+        decay_steps: Steps at the end in which the rates fall to zero; 0 for none.
+        decay_start: The step after which they fall.
+    """
+
+    seed: int = 1
+    shards: int = 75
+    rate: float = 0.02
+    other_rate: float = 1.5e-3
+    decay_steps: int = 0
+    decay_start: int = 0
+
+    def factor(self, step: int) -> float:
+        """Share of the learning rates that a step uses."""
+        if self.decay_steps and step > self.decay_start:
+            return max(0.0, 1 - (step - self.decay_start) / self.decay_steps)
+        return min(1.0, step / WARMUP)
+
+
+def rows_of(step: int) -> int:
+    """Rows of an optimizer step."""
+    return [rows for start, rows in ROWS if step >= start][-1]
+
+
+def ease_of(step: int) -> float:
+    """1 while the rows are the shortest, 0 when all come."""
+    return min(1.0, max(0.0, (FULL - step) / (FULL - EASY)))
+
+
+class Run:
+    """A pretraining run in a folder.
+
+    Args:
+        out: Its folder: ``state.pt``, ``log.jsonl`` and ``base/``.
+        cache: Folder of the rendered formulas.
+        settings: What decides it.
+    """
+
+    def __init__(self, out: Path, cache: Path, settings: Settings) -> None:
+        self.out, self.cache, self.settings = out, cache, settings
+        out.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = build_tokenizer()
+        self.model = build_model(BaseSize(), self.tokenizer, settings.seed).bfloat16()
+        self.masters = Masters(self.model, settings.rate, settings.other_rate)
+        self.rows = Rows(settings.seed, WEIGHTS)
+        self.collator = Collator(self.tokenizer)
+        self.step, self.seen, self.seconds = 0, 0, 0.0
+        self._shown: list[tuple[np.ndarray, np.ndarray]] = []
+        self._held_out: list[tuple[list[Row], list[Batch]]] = []
+
+    def restore(self, path: Path) -> None:
+        """Continue from a state."""
+        state = torch.load(path, weights_only=True)
+        self.masters.load(state["masters"])
+        self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the state; a kill in between leaves the old one."""
+        state = {
+            "step": self.step,
+            "seen": self.seen,
+            "seconds": self.seconds,
+            "masters": self.masters.state(),
+        }
+        temporary = self.out / "state.part"
+        torch.save(state, temporary)
+        temporary.rename(self.out / "state.pt")
+
+    def train_step(self) -> None:
+        """One optimizer step."""
+        started = time.perf_counter()
+        self.step += 1
+        wanted = min(self.settings.shards, SHARDS + self.step // STEPS_A_SHARD)
+        for number in range(self.rows.shards, wanted):
+            seed = self.settings.seed
+            path = write_shard(self.cache, number, split="pretraining", seed=seed)
+            self.rows.take(read_shard(path))
+        rows = self.rows.step(self.step, rows_of(self.step), ease_of(self.step))
+        batches = self.collator.batches(rows)
+        labels = sum(len(batch.targets) for batch in batches)
+        for batch in batches:
+            losses = functional.cross_entropy(
+                batch_logits(self.model, batch).float(), batch.targets, reduction="none"
+            )
+            (losses.sum() / labels).backward()
+            self._shown.append((batch.tasks.numpy(), losses.detach().numpy()))
+        self.masters.step(self.settings.factor(self.step))
+        self.seen += len(rows)
+        self.seconds += time.perf_counter() - started
+
+    def loss_by_task(self) -> dict[str, float]:
+        """Mean loss of each task since the last call."""
+        tasks, losses = (np.concatenate(part) for part in zip(*self._shown, strict=True))
+        self._shown.clear()
+        return {
+            name: round(float(losses[tasks == task].mean()), 4)
+            for task, name in enumerate(TASKS)
+            if (tasks == task).any()
+        }
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Share of the held-out answers that greedy decoding writes exactly, by task.
+
+        It writes an answer exactly if and only if each token of it is the likeliest after the true
+        ones before it, so no decoding is needed.
+        """
+        if not self._held_out:
+            rows = self._held_out_rows()
+            rows.sort(key=lambda row: row.page.size)
+            chunks = [rows[at : at + 16] for at in range(0, len(rows), 16)]
+            self._held_out = [(chunk, [self.collator.batch(chunk)]) for chunk in chunks]
+        right: dict[str, list[bool]] = {name: [] for name in TASKS}
+        for chunk, (batch,) in self._held_out:
+            hit = batch_logits(self.model, batch).argmax(dim=-1) == batch.targets
+            row_of = batch.predicts.nonzero()[:, 0]
+            for index, row in enumerate(chunk):
+                right[TASKS[row.task]].append(bool(hit[row_of == index].all()))
+        return {name: round(sum(hits) / len(hits), 4) for name, hits in right.items() if hits}
+
+    def _held_out_rows(self) -> list[Row]:
+        path = write_shard(self.cache, 0, split="held_out", seed=self.settings.seed)
+        rows = Rows(self.settings.seed + 1, WEIGHTS)
+        rows.take(read_shard(path))
+        return rows.step(0, HELD_OUT, 0.0)
+
+
+def train(run: Run, until: Callable[[Run], bool], every: float, logs: int = 100) -> None:
+    """Train until told to stop; log, measure and save every so many seconds.
+
+    Args:
+        run: The run.
+        until: Whether it is enough.
+        every: Seconds between measurements, each with a checkpoint.
+        logs: Steps between two lines of the log.
+    """
+    saved = time.monotonic()
+    while not until(run):
+        run.train_step()
+        if run.step % logs == 0:
+            _log(run, {"loss": run.loss_by_task()})
+        if time.monotonic() - saved > every:
+            run.save()
+            _log(run, {"exact": run.measure()})
+            export(run.model, run.tokenizer, run.out / "base")
+            saved = time.monotonic()
+    run.save()
+    _log(run, {"exact": run.measure()})
+    export(run.model, run.tokenizer, run.out / "base")
+
+
+def _log(run: Run, record: dict[str, Any]) -> None:
+    rate = run.settings.factor(run.step)
+    line = {"step": run.step, "rows": run.seen, "seconds": round(run.seconds), "rate": rate}
+    with (run.out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**line, **record}) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cache", type=Path, help="rendered formulas (default: OUT/cache)")
+    parser.add_argument("--resume", action="store_true", help="continue OUT/state.pt if there")
+    parser.add_argument("--start", type=Path, help="begin with this state of another run")
+    parser.add_argument("--steps", type=int, default=10**9, help="stop after this step")
+    parser.add_argument("--decay-steps", type=int, default=0, help="end with so many, then stop")
+    parser.add_argument("--minutes", type=float, default=5, help="between checkpoints")
+    for name in ("seed", "shards"):
+        parser.add_argument(f"--{name}", type=int, default=asdict(Settings())[name])
+    for name in ("rate", "other_rate"):
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=float, default=asdict(Settings())[name])
+    options = parser.parse_args(arguments)
+    state = options.out / "state.pt"
+    source = state if options.resume and state.exists() else options.start
+    settings = Settings(
+        seed=options.seed, shards=options.shards, rate=options.rate, other_rate=options.other_rate
+    )
+    run = Run(options.out, options.cache or options.out / "cache", settings)
+    if source is not None:
+        run.restore(source)
+    last = options.steps
+    if options.decay_steps:
+        start = _decay_start(options.out, run.step)
+        last = start + options.decay_steps
+        run.settings = Settings(
+            **{**asdict(settings), "decay_steps": options.decay_steps, "decay_start": start}
+        )
+    stopped: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: stopped.append(received))
+    train(run, lambda run: bool(stopped) or run.step >= last, 60 * options.minutes)
+
+
+def _decay_start(out: Path, step: int) -> int:
+    """The step at which this run's decay began, kept across resumptions."""
+    path = out / "decay_start"
+    if not path.exists():
+        path.write_text(str(step), encoding="utf-8")
+    return int(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""What the base is pretrained on: rows of a picture, a prompt and an answer, without end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vlmtune.quickstart.base.cache import Shard
+from vlmtune.quickstart.base.model import MERGE, PATCH, Batch
+from vlmtune.quickstart.lines import line_ink, random_line
+from vlmtune.quickstart.pictures import SIDE, worn
+from vlmtune.quickstart.shapes import Scene, described, draw_scene, random_scene, spans
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TASKS = ("formula", "line", "shapes", "spans")
+MOST_PATCHES = 2048
+PROMPTS = {
+    "formula": ("Read this formula aloud.", "Say this formula in words.", "How is this read?",
+                "Read the formula.", "What does the formula say?"),
+    "line": ("Read the text.", "What is written here?", "Copy this line.", "Read this line.",
+             "What does the picture say?"),
+    "shapes": ("Describe the picture.", "What do you see?", "What is in the picture?",
+               "Which shapes are here?"),
+    "spans": ("Describe exactly what is where.", "From where to where does each shape reach?"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        task: Index into ``TASKS``.
+        page: ``(height, width)`` or ``(height, width, 3)``, whole tokens, 0 … 255.
+        prompt: The question.
+        answer: Its answer.
+    """
+
+    task: int
+    page: np.ndarray
+    prompt: str
+    answer: str
+
+
+class Rows:
+    """An endless stream of rows, the same for the same seed and step.
+
+    Args:
+        seed: Seed of the stream.
+        weights: How often each of ``TASKS`` comes.
+    """
+
+    def __init__(self, seed: int, weights: Sequence[float]) -> None:
+        self._seed, self._weights = seed, tuple(weights)
+        self._shards: list[Shard] = []
+
+    def take(self, shard: Shard) -> None:
+        """Take up one more shard of formulas."""
+        self._shards.append(shard)
+
+    @property
+    def shards(self) -> int:
+        """How many shards are taken up."""
+        return len(self._shards)
+
+    def step(self, number: int, count: int, ease: float) -> list[Row]:
+        """The rows of an optimizer step.
+
+        Args:
+            number: The step.
+            count: How many rows.
+            ease: 1 for the shortest rows alone, 0 for all.
+        """
+        rng = random.Random(f"{self._seed} {number}")
+        noise = np.random.default_rng([self._seed, number])
+        tasks = rng.choices(range(len(TASKS)), self._weights, k=count)
+        return [self._row(task, rng, noise, ease) for task in tasks]
+
+    def _row(self, task: int, rng: random.Random, noise: np.random.Generator, ease: float) -> Row:
+        name = TASKS[task]
+        prompt = rng.choice(PROMPTS[name])
+        if name == "formula":
+            page, answer = self._formula(rng, noise, ease)
+        elif name == "line":
+            text = random_line(rng, rng.randint(1, max(2, round(26 * (1 - ease)))))
+            page, answer = worn(line_ink(text, rng, rng.randint(17, 27)), rng, noise), text
+        else:
+            say: Callable[[Scene], str] = described if name == "shapes" else spans
+            scene = random_scene(rng, 1 if rng.random() < ease else rng.choice((1, 2, 2, 3)))
+            page, answer = draw_scene(scene), say(scene)
+        return Row(task, page, prompt, answer)
+
+    def _formula(
+        self, rng: random.Random, noise: np.random.Generator, ease: float
+    ) -> tuple[np.ndarray, str]:
+        longest = 3 + 60 * (1 - ease)
+        while True:
+            shard = self._shards[rng.randrange(len(self._shards))]
+            row = rng.randrange(len(shard.said))
+            if len(shard.said[row].split()) <= longest:
+                return worn(shard.picture(row), rng, noise), shard.said[row]
+
+
+class Collator:
+    """Rows into padded batches, tokens as the one encoder makes them.
+
+    Args:
+        tokenizer: The base's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._known: dict[str, list[int]] = {}
+        ids = tokenizer.get_added_vocab()
+        self._image, self._end = ids["<|image_pad|>"], ids["<|im_end|>"]
+        self._before = [ids["<|im_start|>"], *self._text("user\n"), ids["<|vision_start|>"]]
+        self._after = [ids["<|vision_end|>"]]
+        self._turn = [self._end, *self._text("\n"), ids["<|im_start|>"], *self._text("assistant\n")]
+
+    def batches(self, rows: Sequence[Row], most: int = MOST_PATCHES) -> list[Batch]:
+        """Rows of like size together, up to ``most`` patches in a batch."""
+        chunks: list[list[Row]] = []
+        for row in sorted(
+            rows, key=lambda row: (row.page.shape[0] * row.page.shape[1], row.answer)
+        ):
+            patches = row.page.shape[0] * row.page.shape[1] // PATCH**2
+            if not chunks or (len(chunks[-1]) + 1) * patches > most:
+                chunks.append([])
+            chunks[-1].append(row)
+        return [self.batch(chunk) for chunk in chunks]
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """One padded batch."""
+        grids = [(row.page.shape[0] // PATCH, row.page.shape[1] // PATCH) for row in rows]
+        tokens = [self._tokens(row, grid) for row, grid in zip(rows, grids, strict=True)]
+        # Few different shapes: the matrix library compiles a kernel for each new one.
+        longest = _rounded(max(len(ids) for ids, _, _ in tokens), 8)
+        most = _rounded(max(height * width for height, width in grids), 16)
+        patches = np.zeros((len(rows), most, 3 * PATCH * PATCH), dtype=np.uint8)
+        places = np.zeros((len(rows), most, 2), dtype=np.int64)
+        seen = np.zeros((len(rows), most), dtype=bool)
+        ids = np.full((len(rows), longest), self._end, dtype=np.int64)
+        positions = np.zeros((3, len(rows), longest), dtype=np.int64)
+        labels = np.full((len(rows), longest), -1, dtype=np.int64)
+        for at, (row, grid, (own, trained, where)) in enumerate(
+            zip(rows, grids, tokens, strict=True)
+        ):
+            count = grid[0] * grid[1]
+            patches[at, :count], places[at, :count] = _patches(row.page), _places(*grid)
+            seen[at, :count] = True
+            ids[at, : len(own)] = own
+            positions[:, at, : len(own)] = where
+            labels[at, len(own) - 1 - trained : len(own) - 1] = own[-trained:]
+        labelled = labels >= 0
+        tasks = np.broadcast_to(np.array([row.task for row in rows])[:, None], labels.shape)
+        return Batch(
+            patches=torch.from_numpy(patches),
+            places=torch.from_numpy(places),
+            seen=torch.from_numpy(seen),
+            ids=torch.from_numpy(ids),
+            positions=torch.from_numpy(positions),
+            predicts=torch.from_numpy(labelled),
+            targets=torch.from_numpy(labels[labelled]),
+            tasks=torch.from_numpy(tasks[labelled]),
+        )
+
+    def _tokens(self, row: Row, grid: tuple[int, int]) -> tuple[list[int], int, np.ndarray]:
+        """Ids, the number of trained ones at the end, and M-RoPE positions ``(3, tokens)``."""
+        height, width = grid[0] // MERGE, grid[1] // MERGE
+        answer = [*self._text(row.answer, keep=False), self._end]
+        text = [*self._after, *self._text(row.prompt), *self._turn, *answer]
+        start, picture = len(self._before), height * width
+        positions = np.empty((3, start + picture + len(text)), dtype=np.int64)
+        positions[:, :start] = np.arange(start)
+        positions[0, start : start + picture] = start
+        positions[1, start : start + picture] = start + np.repeat(np.arange(height), width)
+        positions[2, start : start + picture] = start + np.tile(np.arange(width), height)
+        positions[:, start + picture :] = start + max(height, width) + np.arange(len(text))
+        return [*self._before, *[self._image] * picture, *text], len(answer), positions
+
+    def _text(self, text: str, *, keep: bool = True) -> list[int]:
+        if text not in self._known:
+            ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            if not keep:
+                return ids
+            self._known[text] = ids
+        return self._known[text]
+
+
+def _rounded(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _patches(page: np.ndarray) -> np.ndarray:
+    """Pixels of the patches ``(patches, 3 * 14 * 14)``, the four of a token side by side."""
+    if page.ndim == 2:
+        page = np.repeat(page[:, :, None], 3, axis=2)
+    height, width = page.shape[0] // SIDE, page.shape[1] // SIDE
+    split = page.reshape(height, MERGE, PATCH, width, MERGE, PATCH, 3)
+    return split.transpose(0, 3, 1, 4, 6, 2, 5).reshape(height * width * MERGE**2, -1)
+
+
+def _places(rows: int, columns: int) -> np.ndarray:
+    """Row and column of each patch, in the order of ``_patches``."""
+    grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    blocks = grid.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE, 2)
+    return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2)

@@ -1,0 +1,126 @@
+"""The quickstart's tasks: what is drawn, what is asked, what has to be answered."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from PIL import Image
+
+from vlmtune.errors import UsageError
+from vlmtune.formulas import Font, formulas, render
+from vlmtune.formulas.notation import Split
+from vlmtune.quickstart.pictures import placed
+from vlmtune.quickstart.shapes import draw_scene, random_scene
+
+LETTER, DPI = 26, 100  # pixels of an em, pixels of an inch
+Picture = Image.Image
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A thing to learn.
+
+    Attributes:
+        name: As in ``quickstart --task``.
+        prompt: What is asked of each picture.
+        draw: Pictures and their conversations, the same for the same arguments: rows, and whether
+            they are the held-out ones.
+        metrics: What is measured; the first is the headline.
+    """
+
+    name: str
+    prompt: str
+    draw: Callable[[int, bool], Iterator[tuple[Picture, dict[str, Any]]]]
+    metrics: tuple[str, ...]
+
+
+def _formulas(count: int, held_out: bool) -> Iterator[tuple[Picture, dict[str, Any]]]:
+    split: Split = "held_out" if held_out else "training"
+    for number, formula in enumerate(formulas(count, seed=11, split=split)):
+        font = get_args(Font)[number % len(get_args(Font))]
+        size = LETTER * 72 / DPI
+        ink = 255 - np.asarray(render(formula, size_points=size, dpi=DPI, padding=0, font=font))
+        yield Image.fromarray(255 - placed(ink)), _answered(FORMULA_PROMPT, formula)
+
+
+def _shapes(count: int, held_out: bool) -> Iterator[tuple[Picture, dict[str, Any]]]:
+    rng = random.Random(f"shapes {held_out}")
+    for _ in range(count):
+        scene = random_scene(rng, 1)
+        yield Image.fromarray(draw_scene(scene)), _answered(SHAPE_PROMPT, scene.shapes[0].kind)
+
+
+def _boxes(count: int, held_out: bool) -> Iterator[tuple[Picture, dict[str, Any]]]:
+    rng = random.Random(f"boxes {held_out}")
+    for _ in range(count):
+        scene = random_scene(rng, 2)
+        shape = rng.choice(scene.shapes)
+        question = f"Where is the {shape.kind}?"
+        bbox = [float(side) for side in shape.box]
+        yield (
+            Image.fromarray(draw_scene(scene)),
+            {
+                "messages": [
+                    {"role": "user", "content": f"<image>{question}"},
+                    {"role": "assistant", "content": "<ref-object><bbox>"},
+                ],
+                "objects": {"ref": [shape.kind], "bbox": [bbox]},
+            },
+        )
+
+
+def _answered(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": f"<image>{question}"},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+
+
+FORMULA_PROMPT = "Write this formula in LaTeX."
+SHAPE_PROMPT = "Which shape is this?"
+TASKS = {
+    "formulas": Task(
+        name="formulas",
+        prompt=FORMULA_PROMPT,
+        draw=_formulas,
+        metrics=("exact_match", "edit_similarity", "cer", "bleu"),
+    ),
+    "shapes": Task(name="shapes", prompt=SHAPE_PROMPT, draw=_shapes, metrics=("accuracy",)),
+    "boxes": Task(name="boxes", prompt="", draw=_boxes, metrics=("box_accuracy_50", "box_iou")),
+}
+
+
+def write_task(folder: Path, name: str, rows: int, held_out: int) -> Path:
+    """Write ``images/000000.png`` … and ``rows.jsonl``, the held-out rows last.
+
+    Args:
+        folder: Where to.
+        name: A key of ``TASKS``.
+        rows: How many to train on.
+        held_out: How many to measure on; they hold no formula of training or of the base's
+            pretraining.
+
+    Returns:
+        The path of the table.
+    """
+    if name not in TASKS:
+        raise UsageError(f"--task: found {name!r}, expected one of {', '.join(TASKS)}")
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    table, draw = folder / "rows.jsonl", TASKS[name].draw
+    with table.open("w", encoding="utf-8") as file:
+        drawn = itertools.chain(draw(rows, False), draw(held_out, True))
+        for number, (picture, row) in enumerate(drawn):
+            image = f"images/{number:06d}.png"
+            picture.save(folder / image)
+            file.write(json.dumps({**row, "images": [image]}) + "\n")
+    return table

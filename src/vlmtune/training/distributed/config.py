@@ -1,0 +1,39 @@
+"""The recipe's ``distributed`` section."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from vlmtune.config import Config
+
+StrategyName = Literal["ddp", "fsdp2", "zero2", "zero3"]
+
+
+class DistributedConfig(Config):
+    """How several processes hold the weights; a single process holds them all.
+
+    Attributes:
+        strategy: ``ddp``: each holds everything. ``fsdp2``: weights, gradients and optimizer are
+            cut among them (PyTorch's ``fully_shard``). ``zero2``: gradients and optimizer are,
+            ``zero3``: the weights too (DeepSpeed, an extra).
+        offload: Keep what is cut in the memory of the CPU between its uses.
+    """
+
+    strategy: StrategyName = "ddp"
+    offload: bool = False
+
+    @property
+    def shards(self) -> bool:
+        """Whether processes hold different parts, and so forward in step."""
+        return self.strategy != "ddp"
+
+    @model_validator(mode="after")
+    def _offloads_what_is_cut(self) -> Self:
+        if self.offload and not self.shards:
+            raise ValueError(
+                "offload: with ddp every process keeps everything on its device; use fsdp2, zero2 "
+                "or zero3"
+            )
+        return self

@@ -1,0 +1,141 @@
+"""All trackers of a run.
+
+A tracker is company, not part of the training: each one lives in a process of its own behind a
+bounded queue, so that one that fails, hangs or lags is left behind with one warning while the
+training goes on, unchanged. ``metrics.jsonl`` in the run folder holds everything anyway.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmtune.errors import MissingExtraError
+from vlmtune.files import write_json
+from vlmtune.training.tracking import background
+from vlmtune.training.tracking.background import Background
+from vlmtune.training.tracking.config import TrackingConfig
+from vlmtune.training.tracking.service import SERVICES, Opening, Shown
+from vlmtune.training.tracking.worker import Log, Show
+
+logger = logging.getLogger(__name__)
+
+IDS = "ids.json"  # of the run in each service, so that a resumed run goes on there
+SECRET_NAME = re.compile(
+    r"(^|_)(api_?key|password|passwd|secret|token|credentials?|authorization)$", re.IGNORECASE
+)
+PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+class Trackers:
+    """All trackers of a run; calls return at once and never raise."""
+
+    def __init__(self, trackers: Sequence[Background] = ()) -> None:
+        self._trackers = trackers
+
+    def __bool__(self) -> bool:
+        """Whether there is anybody to show something to."""
+        return bool(self._trackers)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures of an optimizer step; those that are not finite are left out."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        for each in self._trackers:
+            each.send(Log(step, finite))
+
+    def show(self, step: int, rows: Sequence[Shown]) -> None:
+        """The table of predictions at a step."""
+        for each in self._trackers:
+            each.send(Show(step, tuple(rows)))
+
+    def finish(self) -> None:
+        """Waits a little for what is left to be sent."""
+        for each in self._trackers:
+            each.close()
+        deadline = time.monotonic() + background.CLOSE_S
+        for each in self._trackers:
+            each.wait(deadline)
+
+
+def open_trackers(
+    config: TrackingConfig, *, folder: Path, name: str, hyperparameters: Mapping[str, Any]
+) -> Trackers:
+    """Opens the trackers that the recipe names, and does not wait for them.
+
+    Call it on the first rank only. Nothing is raised: a tracker that is not installed or cannot be
+    opened is left out with a warning.
+
+    Args:
+        config: Which, and under which names.
+        folder: The run's folder; files of the trackers go to ``folder/tracking``.
+        name: The run's name, unless ``config`` has one.
+        hyperparameters: What is shown beside the run; passwords in it are left out.
+    """
+    here = folder / "tracking"
+    opened = []
+    for service in dict.fromkeys(config.to):
+        if not _installed(SERVICES[service].package):
+            package = SERVICES[service].package
+            missing = MissingExtraError(package, package, f"tracking.to={service}")
+            logger.warning("%s. Training goes on without it", missing)
+            continue
+        try:
+            run, resumed = _identity(here, service)
+        except (OSError, ValueError) as error:
+            logger.warning("Tracker %s is left out: %s cannot be used: %s", service, here, error)
+            continue
+        opening = Opening(
+            project=config.project or "vlmtune",
+            name=config.name or name,
+            id=run,
+            resumed=resumed,
+            workspace=config.workspace,
+            mode=config.mode,
+            folder=str((here / service).absolute()),
+            hyperparameters=without_secrets(hyperparameters),
+        )
+        opened.append(Background(service, SERVICES[service], opening))
+    return Trackers(opened)
+
+
+def _installed(package: str) -> bool:
+    found = importlib.util.find_spec(package)
+    # A folder of that name, as W&B leaves one behind, is a package to Python; but without a file.
+    return found is not None and found.origin is not None
+
+
+def _identity(folder: Path, service: str) -> tuple[str, bool]:
+    """The run's identity in a service, and whether it was opened there before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / IDS
+    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if service in known:
+        return known[service], True
+    known[service] = uuid.uuid4().hex[:16]
+    write_json(path, known)
+    return known[service], False
+
+
+def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values without texts named like secrets, and without passwords in addresses."""
+    return {
+        key: _without_passwords(value)
+        for key, value in values.items()
+        if not (SECRET_NAME.search(key) and isinstance(value, str))
+    }
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_secrets(value)
+    if isinstance(value, list | tuple):
+        return [_without_passwords(each) for each in value]
+    return PASSWORD.sub("***", value) if isinstance(value, str) else value

@@ -1,0 +1,43 @@
+"""What trains, its optimizer, and how the processes of a run hold them."""
+
+from __future__ import annotations
+
+from vlmtune.models.family import FamilyFacts
+from vlmtune.models.load import DTYPES
+from vlmtune.recipe import Recipe
+from vlmtune.training.checkpoint import seed_random
+from vlmtune.training.distributed.ranks import Ranks
+from vlmtune.training.distributed.sharding import Sharded, shard
+from vlmtune.training.distributed.strategy import Strategy
+from vlmtune.training.optim import make_optimizer, make_scaler
+from vlmtune.tuning.apply import Tuned
+from vlmtune.tuning.parts import learning_rates
+from vlmtune.verbs.start import place_of
+
+
+def shards(recipe: Recipe, ranks: Ranks) -> bool:
+    """Whether the weights are cut among the processes; a single one holds them all."""
+    return recipe.distributed.shards and ranks.count > 1
+
+
+def hold(tuned: Tuned, recipe: Recipe, facts: FamilyFacts, ranks: Ranks) -> Strategy:
+    """Share the weights out as the recipe says, and make the optimizer of what trains."""
+    config, device = recipe.training, place_of(recipe)[0]
+    ranks.from_first(tuned.trainable().values())
+    if not ranks.first:
+        seed_random(config.seed + ranks.rank)  # dropout of their own
+    kind = Strategy
+    if shards(recipe, ranks):
+        kind = Sharded
+        compute, offload = DTYPES[config.precision], recipe.distributed.offload
+        shard(tuned.model, facts, ranks, compute=compute, offload=offload)
+    parameters = tuned.trainable()
+    own = recipe.tuning.learning_rates
+    rates = learning_rates(parameters, own, facts, config.learning_rate)
+    return kind(
+        ranks=ranks,
+        parameters=parameters,
+        optimizer=make_optimizer(parameters, config, rates),
+        scaler=make_scaler(config, device),
+        device=device,
+    )
