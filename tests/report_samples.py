@@ -90,7 +90,13 @@ def filled(text: str) -> ReportContent:
         differences={"edit_similarity": BETTER},
         history=[f"history {text}"],
         trainability=[
-            {"part": f"part {text}", "parameters": 9, "trainable": 3, "gradient_norm": 1.0, "step": 1}
+            {
+                "part": f"part {text}",
+                "parameters": 9,
+                "trainable": 3,
+                "gradient_norm": 1.0,
+                "step": 1,
+            }
         ],
         answers={
             "after": Answers(

@@ -35,6 +35,12 @@ class TrackHub(ThreadingHTTPServer):
         self.released = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
+    def recover(self) -> None:
+        """Behave from now on, and let go of those that hang."""
+        self.trouble = None
+        self.released.set()
+        self.released = threading.Event()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was treated badly went away."""
 

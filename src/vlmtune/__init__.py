@@ -13,11 +13,13 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "list_runs",
     "merge",
     "predict",
     "prepare",
     "quickstart",
     "report",
+    "reproduce",
     "serve",
     "train",
 ]

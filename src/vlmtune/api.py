@@ -13,6 +13,8 @@ from vlmtune.verbs.merge import merge
 from vlmtune.verbs.predict import predict
 from vlmtune.verbs.quickstart import quickstart
 from vlmtune.verbs.report import report
+from vlmtune.verbs.reproduce import reproduce
+from vlmtune.verbs.runs import list_runs
 from vlmtune.verbs.serve import serve
 from vlmtune.verbs.train import train
 
@@ -25,11 +27,13 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "list_runs",
     "merge",
     "predict",
     "prepare",
     "quickstart",
     "report",
+    "reproduce",
     "serve",
     "train",
 ]

@@ -17,14 +17,19 @@ VERBS = [
     "evaluate",
     "export",
     "inspect",
+    "list_runs",
     "merge",
     "predict",
     "prepare",
     "quickstart",
     "report",
+    "reproduce",
     "serve",
     "train",
 ]
+
+# Names that Python or a package of ours has already.
+COMMANDS = {"evaluate": "eval", "list_runs": "runs"}
 
 # A new option is a decision: it is added here in the same change.
 OPTIONS = [
@@ -91,13 +96,18 @@ OPTIONS = [
     "evaluation.metrics",
     "evaluation.normalise",
     "evaluation.every",
+    "evaluation.generate_every",
+    "evaluation.best_metric",
+    "evaluation.stop_after",
     "evaluation.probe",
     "evaluation.max_new_tokens",
     "evaluation.limit",
     "evaluation.batch_rows",
     "tracking.to",
+    "tracking.mode",
     "tracking.project",
     "tracking.name",
+    "tracking.workspace",
     "distributed.strategy",
     "distributed.offload",
 ]
@@ -155,7 +165,7 @@ def test_every_option_can_be_set_by_its_name():
 def test_commands_are_the_verbs(command):
     text = command("--help").out
     for name in VERBS:
-        assert f" {'eval' if name == 'evaluate' else name} " in text
+        assert f" {COMMANDS.get(name, name)} " in text
     version = command("--version")
     assert (version.status, version.out) == (0, f"vlmtune {vlmtune.__version__}\n")
 

@@ -120,7 +120,7 @@ def test_train_eval_predict_merge_report(
     assert same.json["tokens"] == answer.json["tokens"]
 
     reported = command("report", run, "--json")
-    assert (reported.status, reported.json) == (0, {"report": str(run / "report.html")})
+    assert (reported.status, reported.json["report"]) == (0, str(run / "report.html"))
 
 
 def test_for_people_there_is_no_json(command, lora_run, tiny_data, tmp_path):

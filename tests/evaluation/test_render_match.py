@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -142,7 +145,8 @@ def test_the_process_may_die_or_hang_of_a_formula(monkeypatch):
         assert drawer.draw("x") is None  # what it died of cannot be drawn
         assert drawer.draw("x") is not None
         assert drawer._process.pid != first
-        monkeypatch.setattr(rendering, "WALL_SECONDS", 0.0)
+        monkeypatch.setattr(rendering, "WALL_SECONDS", 0.1)
+        os.kill(drawer._process.pid, signal.SIGSTOP)
         assert drawer.draw("y") is None
         assert drawer._process is None
     finally:
@@ -183,6 +187,30 @@ def test_no_process_outlives_the_program():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not Path(f"/proc/{done.stdout.strip()}").exists()
     assert done.stderr == ""
+
+
+def test_a_forked_program_has_a_process_of_its_own():
+    assert ink("x") is not None
+    ours = rendering._DRAWER._process
+    assert ours is not None
+    context = multiprocessing.get_context("fork")
+    ends = context.Pipe(duplex=False)
+
+    def draw() -> None:
+        drawn = ink("forked + 1") is not None
+        process = rendering._DRAWER._process
+        ends[1].send((drawn, process is not None and process.pid))
+        rendering._DRAWER.close()
+
+    child = context.Process(target=draw)
+    child.start()
+    assert ends[0].poll(60)
+    drawn, theirs = ends[0].recv()
+    child.join()
+    assert drawn
+    assert theirs != ours.pid
+    assert ours.poll() is None  # and ours lives on
+    assert ink("x + 9") is not None
 
 
 def test_a_formula_is_drawn_once(monkeypatch):

@@ -111,7 +111,15 @@ def test_thumbnails_are_upright_and_bounded_and_tell_nothing_else():
 
 
 def test_a_picture_that_cannot_be_opened_is_said_so():
-    row = ReportRow(id="1", question="q", truth=("a",), after="a", score_after=1.0, images=[b"broken"], pictures=1)
+    row = ReportRow(
+        id="1",
+        question="q",
+        truth=("a",),
+        after="a",
+        score_after=1.0,
+        images=[b"broken"],
+        pictures=1,
+    )
     page = Page(report_html(ReportContent(title="", rows=[row], after={"cer": LOW})))
     assert "The picture cannot be shown (image_" in page.text
     assert not page.of("img")
@@ -127,5 +135,3 @@ def test_at_most_forty_rows_are_shown_and_none_twice():
     assert len(shown) == len(set(shown)) == 2 * 20
     assert shown[:2] == ["row 0", "row 1"]
     assert shown[20:22] == ["row 99", "row 98"]
-
-

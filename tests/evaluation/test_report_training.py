@@ -7,6 +7,7 @@ from report_samples import Page
 from vlmtune.evaluation.plots import Series, curve, points_of, value_axis
 from vlmtune.evaluation.report import report_html
 from vlmtune.evaluation.report_content import ReportContent
+from vlmtune.evaluation.report_training import learning_rates
 
 
 def test_losses_that_are_not_finite_are_left_out_and_counted():
@@ -65,3 +66,96 @@ def test_every_value_has_a_place(values):
     assert points_of([{"step": 1, "loss": "text"}], "loss") == []
 
 
+def page_of(**changes) -> Page:
+    steps = [
+        {"step": n, "loss": 1 / n, "learning_rate": 1e-4, "gradient_norm": 2.0} for n in (1, 2)
+    ]
+    page = Page(report_html(ReportContent(**{"title": "", "steps": steps, **changes})))
+    assert (page.strangers, page.open) == ([], [])
+    return page
+
+
+def test_each_part_has_the_learning_rate_that_its_weights_had(tmp_path, make_recipe):
+    """The curves of the report against the groups of the optimizer, step by step."""
+    from vlmtune.runs.folder import RunFolder
+    from vlmtune.training import loop
+    from vlmtune.training.summary import report_content
+    from vlmtune.verbs.train import train
+
+    used: list[set[float]] = []
+    real = loop.set_learning_rates
+
+    def noting(optimizer, *rest):
+        real(optimizer, *rest)
+        used.append({group["lr"] for group in optimizer.param_groups})
+
+    recipe = make_recipe(
+        tuning={
+            "rank": 4,
+            "targets": "all-linear",
+            "train": ["vision", "language"],
+            "learning_rates": {"vision": 1e-4, "language": None},
+        },
+        training__schedule="cosine",
+        training__warmup_steps=2,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "set_learning_rates", noting)
+        train(recipe, run_dir=tmp_path / "run")
+    content = report_content(RunFolder(tmp_path / "run"))
+    drawn = {series.label: series.points for series in learning_rates(content.steps, content.rates)}
+    assert drawn.keys() == {"vision", "language"}
+    for number, rates in enumerate(used):
+        of_parts = sorted(points[number][1] for points in drawn.values())
+        assert of_parts == pytest.approx(sorted(rates) if len(rates) > 1 else [*rates] * 2)
+    assert max(len(rates) for rates in used) == 2
+    # Without rates of their own, all parts share the logged one.
+    (alone,) = learning_rates(content.steps, {})
+    assert alone.points == points_of(content.steps, "learning_rate")
+
+
+def test_metrics_on_the_probe_are_drawn_with_their_names():
+    probes = {"exact_match": [(1.0, 0.1), (2.0, 0.4)], "cer": [(1.0, 0.9), (2.0, 0.5)]}
+    page = page_of(probes=probes)
+    assert {"Exact match", "CER on the probe"} <= {*page.inside("span"), *page.inside("b")}
+    assert len(page.of("polyline")) == 3 + 2
+
+
+def test_the_limit_of_clipping_is_drawn():
+    assert "before clipping at 1.5" in page_of(clip=1.5).text
+    assert len(page_of(clip=1.5).of("line", **{"class": "limit"})) == 1
+    assert page_of(clip=0.0).of("line", **{"class": "limit"}) == []
+    assert "not clipped" in page_of().text
+
+
+def test_which_parts_trained_is_said():
+    part = {"parameters": 1000, "trainable": 50, "gradient_norm": 0.5, "step": 1}
+    page = page_of(
+        trainability=[
+            {"part": "vision", **part, "without_gradient": 2},
+            {"part": "projector", **part, "trainable": 0, "gradient_norm": None},
+            {"part": "language", **part},
+            {"part": "late", **part, "step": None, "gradient_norm": math.inf},
+        ]
+    )
+    badges = [
+        text
+        for text in page.inside("span")
+        if text in ("2 tensors without a gradient", "frozen", "trains", "not seen")
+    ]
+    assert badges == ["2 tensors without a gradient", "frozen", "trains", "not seen"]
+    assert "50 (5 %)" in page.inside("td")
+    assert page.inside("td").count("0.5") == 2
+
+
+def test_lines_beside_each_other_are_smoothed_and_scaled_as_they_are_drawn():
+    spiky = [(float(n), 100.0 if n == 50 else 1.0) for n in range(100)]
+    two = Page(curve("norm", "", [Series("a", spiky, 1), Series("b", spiky, 2)]))
+    one = Page(curve("norm", "", [Series("a", spiky, 1)]))
+    assert [line["class"] for line in two.of("polyline")] == ["line", "line"]
+    assert [line["class"] for line in one.of("polyline")] == ["line faint", "line"]
+    highest = [
+        max(float(t.replace("k", "e3")) for t in p.inside("text") if t != "step")
+        for p in (two, one)
+    ]
+    assert highest[0] < highest[1]

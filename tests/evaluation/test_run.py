@@ -6,7 +6,7 @@ import pytest
 
 from tiny_rows import asked, encoder_of, lively, picture
 from tiny_world import lines
-from vlmtune.errors import UsageError
+from vlmtune.errors import DataError, UsageError
 from vlmtune.evaluation import run
 from vlmtune.evaluation.intervals import score
 from vlmtune.evaluation.metric import row_score
@@ -112,6 +112,27 @@ def test_an_answer_that_was_cut_is_noted(model, encoder, rows, evaluation):
 def test_no_rows_are_an_error_that_says_what_to_do(model, encoder):
     with pytest.raises(UsageError, match=r"prepare the data with --validation 0\.1"):
         evaluate_rows(model, encoder, [], METRICS)
+
+
+def test_a_metric_that_no_row_can_have_is_refused_before_anything_is_asked(encoder, rows):
+    broken = [replace(rows[0], references=("\\broken{",))]
+    with pytest.raises(DataError, match="not one of the references of the 1 rows can be drawn"):
+        evaluate_rows(None, encoder, broken, ["render_match"])
+
+
+def test_answers_that_were_cut_are_counted(evaluation, tmp_path):
+    first, *others = evaluation.predictions
+    known = [replace(each, finished=True) for each in others]
+    one = replace(evaluation, predictions=(replace(first, finished=False), *known))
+    assert one.cut_at_limit == 1
+    assert one.remarks() == [f"1 of 5 answers were cut at {evaluation.max_new_tokens} tokens"]
+    one.write(tmp_path / "after")
+    summary = json.loads((tmp_path / "after/metrics.json").read_text(encoding="utf-8"))
+    assert summary["cut_at_limit"] == 1
+    none = replace(evaluation, predictions=(replace(first, finished=True), *known))
+    assert (none.cut_at_limit, none.remarks()) == (0, [])
+    unknown = replace(evaluation, predictions=(replace(first, finished=None), *known))
+    assert (unknown.cut_at_limit, unknown.remarks()) == (None, [])
 
 
 def test_what_is_written_is_read_again(evaluation, tmp_path):

@@ -72,7 +72,7 @@ def test_pictures_come_with_the_next_message(talk, served, file):
     assert "".join(talk.said[1:]).startswith(visible(alone))
 
 
-def test_mistakes_are_told_and_forgotten(talk, file, tmp_path):
+def test_mistakes_are_told_and_forgotten(talk, tmp_path):
     (tmp_path / "no.png").write_text("nothing", encoding="utf-8")
     for line, words in (
         ("/image nowhere.png", "cannot be read"),

@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import struct
+import threading
 import time
 import zlib
 
@@ -300,6 +301,61 @@ def test_an_allowed_domain_is_fetched(served, canaries):
         same = json.loads(posted(live, asked(user(*[shown(PICTURE)] * 3, said("What?"))))[1])
         assert fetched["choices"] == same["choices"]
     assert canaries.hits() == 0
+
+
+def test_a_long_text_lets_others_be_answered(served):
+    """Its tokens are made without holding up the threads that speak and listen."""
+    encoder, longest = served.first.encoder, [0.0]
+    text = "what is this? " * 70_000
+    over = threading.Event()
+
+    def watch():
+        last = time.perf_counter()
+        while not over.wait(0.005):
+            now = time.perf_counter()
+            longest[0], last = max(longest[0], now - last), now
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    started = time.perf_counter()
+    ids = encoder.text_ids(text)
+    seconds = time.perf_counter() - started
+    over.set()
+    watching.join()
+    assert longest[0] < 0.5 * seconds
+    assert ids[:1000] == encoder.text_ids(text[:9000])[:1000]
+
+
+def test_shapes_that_strangers_choose_are_not_kept_for_ever(served, monkeypatch):
+    from vlmtune.models import skeleton
+
+    monkeypatch.setattr(skeleton, "MOST_SHAPES", 20)
+    template = served.first.encoder._template
+    template._cache.clear()
+    with serving(served) as live:
+        for turns in range(1, 30):
+            messages = [*user("Hi"), {"role": "assistant", "content": "x"}] * turns + user("?")
+            assert posted(live, asked(messages))[0] == 200
+            assert len(template._cache) <= 20
+
+
+def test_waiting_bodies_are_bounded_together(served):
+    """Images wait with their questions: all together may hold so much and no more."""
+    limits = Limits(max_body_bytes=MIB, max_pending_bytes=MIB + MIB // 2)
+    large = asked(user(said(" " * 900_000)))  # which is nothing, and refused before the tokenizer
+    with serving(served, ApiConfig(limits=limits)) as live:
+        for _ in range(4):  # one after the other they are let go
+            assert posted(live, large)[0] == 400
+        with socket.create_connection(("127.0.0.1", live.port)) as half:
+            head = f"content-type: application/json\r\ncontent-length: {len(large)}"
+            half.sendall(
+                f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n".encode()
+            )
+            half.sendall(large[:-10].encode())
+            time.sleep(0.3)
+            assert refused(live, large, 429)["code"] == "queue_full"
+        time.sleep(0.3)
+        assert posted(live, large)[0] == 400
 
 
 def test_connections_that_say_nothing_are_closed(strict):

@@ -188,9 +188,12 @@ def test_a_reset_without_a_word(server):
         "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode()
-    for _ in range(20):
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(head + body)
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            place = ("127.0.0.1", server.port)
+            stack.enter_context(socket.create_connection(place)).sendall(head + body)
+        while server.health()["running"] != 20:
+            time.sleep(0.01)
     end = time.monotonic() + 5
     while time.monotonic() < end:
         health = server.health()

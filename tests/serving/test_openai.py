@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
 
-from live_server import PROMPT, data_url, said, serving, shown, user
+from live_server import PROMPT, said, serving, shown, user
 from tiny_rows import asked, picture
 from vlmtune.data.conversation import Conversation, EncodedImage, Image, Message, Text
 from vlmtune.models.generate import generate
+from vlmtune.serving.answers import server_sent
 from vlmtune.serving.openai_api import ApiConfig
 from vlmtune.serving.settings import EngineConfig
 
+ROOT = Path(__file__).parents[2]
 TOKENS = 12
 ONE, TWO = picture(seed=1).data, picture((90, 40), seed=2).data
 
@@ -105,6 +111,13 @@ def test_stream(live, counts):
     assert reasons == [None] * (len(chunks) - 1) + [whole.choices[0].finish_reason]
     assert chunks[-1].choices[0].delta.vlmtune == {"boxes": []}
     assert len(chunks) > 4
+
+
+def test_nothing_in_an_event_ends_a_line():
+    text = "a\nb\rc\x85d\u2028e\u2029f\x0bg\x1eh 结果"
+    event = server_sent({"text": text}).decode()
+    assert len(event.removesuffix("\n\n").splitlines()) == 1
+    assert json.loads(event.removeprefix("data: ")) == {"text": text}
 
 
 def test_the_clients_own_stream_helper(live):
@@ -353,18 +366,48 @@ def test_health_metrics_and_the_page(live):
     assert get(live, "/nothing")[0] == 404
 
 
-def test_curl_as_the_docs_show(live):
-    """The same request without the client."""
-    body = {"model": "tiny", "max_tokens": TOKENS, "messages": user(shown(ONE), said("What?"))}
-    request = urllib.request.Request(
-        f"{live.url}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"content-type": "application/json"},
+@pytest.fixture(scope="module")
+def brief(served):
+    """A server whose answers are short where a request does not say."""
+    with serving(served, engine=EngineConfig(max_new_tokens=8)) as running:
+        yield running
+
+
+def blocks(page, language):
+    """A page's code blocks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def adapted(text, live):
+    """A block that asks the server of the test for its model."""
+    assert "127.0.0.1:8000" in text
+    text = text.replace("127.0.0.1:8000", f"127.0.0.1:{live.port}")
+    return text.replace('"latex"', '"tiny"')
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("page", ["README.md", "docs/serve.md"])
+def test_curl_as_the_pages_show(brief, tmp_path, page):
+    (tmp_path / "formula.png").write_bytes(ONE)
+    (command,) = [text for text in blocks(page, "sh") if text.startswith("curl")]
+    command = adapted(command, brief).replace("curl ", "curl --silent ", 1)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        value = json.loads(answer.read())
-    assert value["choices"][0]["message"]["content"]
-    assert data_url(ONE) in json.dumps(body)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+def test_python_as_the_page_shows(brief, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "formula.png").write_bytes(ONE)
+    (text,) = blocks("docs/serve.md", "python")
+    text = adapted(text, brief).replace('open("formula.png", "rb").read()', "ONE")
+    scope = {"ONE": ONE}
+    exec(compile(text, "docs/serve.md", "exec"), scope)
+    scope["client"].close()
+    answer = ask(brief, user(shown(ONE)), max_tokens=8)
+    assert capsys.readouterr().out == (answer.choices[0].message.content or "") + "\n"
 
 
 def test_cors_is_off_by_default(live, served):

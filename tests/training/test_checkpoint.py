@@ -290,4 +290,4 @@ def test_the_best_probe_is_never_a_nan(make_recipe: MakeRecipe, tmp_path, monkey
     monkeypatch.setattr(loop, "mean_loss", lambda *_: next(measured))
     train(make_recipe(), run_dir=tmp_path / "run")
     state = json.loads((tmp_path / "run/checkpoints/step-000006/state.json").read_text("utf-8"))
-    assert (state["best_step"], state["best_loss"]) == (4, 2.5)
+    assert (state["best_step"], state["best_value"]) == (4, 2.5)

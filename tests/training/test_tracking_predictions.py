@@ -105,7 +105,7 @@ def test_without_a_picture(images, caplog):
 
 
 def test_figures_have_their_interval():
-    assert figures(evaluation(said())) == {
+    assert figures(evaluation(said()), "evaluation") == {
         "evaluation/box_iou": 0.5,
         "evaluation/box_iou_low": 0.25,
         "evaluation/box_iou_high": 0.75,

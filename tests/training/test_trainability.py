@@ -92,7 +92,7 @@ def detach(job: Any) -> None:
 
 
 def switch_off(job: Any, *words: str) -> None:
-    for name, parameter in job.parameters.items():
+    for name, parameter in job.strategy.parameters.items():
         if any(word in name for word in words):
             parameter.requires_grad_(False)
 

@@ -85,12 +85,12 @@ def test_what_trains_and_over_what(trained):
     layers = quantized_layers(job["model"], "nf4")
     assert len(layers) == 14
     assert all(name.startswith("model.language_model.layers.") for name in layers)
-    assert {p.dtype for p in job["parameters"].values()} == {torch.float32}
+    assert {p.dtype for p in job["strategy"].parameters.values()} == {torch.float32}
     contract = Contract.read(run / "checkpoints/step-000003")
     assert contract.quantization is not None
     assert contract.quantization.method == "nf4"
     assert contract.trained == ("vision", "projector", "language")
-    highest = {group["highest_lr"] for group in job["optimizer"].param_groups}
+    highest = {group["highest_lr"] for group in job["strategy"].optimizer.param_groups}
     assert highest == {2e-3, 4e-3, 1e-2}
 
 

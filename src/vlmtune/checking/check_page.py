@@ -48,7 +48,10 @@ table.lengths thead th:not(:first-child) { text-align: right; }
 .classes .bar { height: 12px; border-radius: 3px; background: var(--text-bar); min-width: 2px; }
 .classes .name { overflow-wrap: anywhere; }
 .clean { padding: 22px 24px; }
-@media (max-width: 720px) { table.codes .advice, table.codes .example { display: none; } }
+@media (max-width: 720px) {
+  table.codes .advice, table.codes .example, table.codes thead th:nth-child(n + 4) {
+    display: none; }
+}
 """
 
 WORDS = {"stop": "Not ready", "note": "Ready, with notes", "accepted": "Ready"}

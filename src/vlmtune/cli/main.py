@@ -19,6 +19,7 @@ from vlmtune.cli.prepare import prepare
 from vlmtune.cli.quickstart import quickstart
 from vlmtune.cli.recipes import recipes
 from vlmtune.cli.report import report
+from vlmtune.cli.reproduce import reproduce
 from vlmtune.cli.runs import runs
 from vlmtune.cli.serve import serve
 from vlmtune.cli.train import train
@@ -44,6 +45,7 @@ app.command()(ui)
 app.command()(chat)
 app.command()(report)
 app.command()(runs)
+app.command()(reproduce)
 app.command()(download)
 app.add_typer(recipes, name="recipes")
 app.command()(quickstart)

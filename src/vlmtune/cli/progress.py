@@ -138,6 +138,8 @@ def step_line(report: StepReport) -> str:
     )
     if report.probe_loss is not None:
         line += f"  probe {report.probe_loss:.4f}"
+    for name, value in (report.probe_metrics or {}).items():
+        line += f"  {name} {value:.3f}"
     return line if report.applied else line + "  (left out: not finite)"
 
 

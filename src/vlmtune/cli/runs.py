@@ -51,18 +51,24 @@ def _shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     from vlmtune.evaluation.markup import visible
     from vlmtune.evaluation.report_words import duration, metric_words
 
+    runs = result["runs"]
+    shared = {(run["base"], run["data"]) for run in runs}
+    for base, data in shared if len(shared) == 1 else ():
+        yield Text(visible(f"base {base}, data {data}"), "dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("run", overflow="fold")
-    table.add_column("base, data", overflow="fold")
+    if len(shared) > 1:
+        table.add_column("base, data", overflow="fold")
     table.add_column("steps", justify="right")
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("before → after", no_wrap=True)
     table.add_column("state", overflow="fold")
-    for run in result["runs"]:
+    for run in runs:
         metric = metric_words(run["metric"]) if run["metric"] else ""
+        about = Text.assemble(visible(run["base"]), "\n", (visible(run["data"]), "dim"))
         table.add_row(
             Text(visible(run["name"]), "bold"),
-            Text.assemble(visible(run["base"]), "\n", (visible(run["data"]), "dim")),
+            *([about] if len(shared) > 1 else []),
             f"{run['steps']:,}",
             duration(run["seconds"]),
             Text.assemble((visible(metric), "dim"), " ", _claim(run), "\n", _change(run)),

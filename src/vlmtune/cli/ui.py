@@ -52,6 +52,7 @@ def ui(  # noqa: PLR0913
         from vlmtune.data.media import ImagePolicy
         from vlmtune.models.load import LoadingConfig
         from vlmtune.serving.limits import Limits
+        from vlmtune.verbs.ui import UPLOADS
         from vlmtune.verbs.ui import ui as run
 
         def ready(url: str, password: str | None) -> None:
@@ -66,7 +67,7 @@ def ui(  # noqa: PLR0913
         with tempfile.TemporaryDirectory(prefix="vlmtune-ui-") as folder:
             # Gradio reads these when it is imported: it would count its users, and keep uploads.
             os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-            os.environ["GRADIO_TEMP_DIR"] = folder
+            os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, UPLOADS))
             run(
                 model,
                 folder=Path(folder),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import yaml
 
 from vlmtune.evaluation.comparison import (
     Ranking,
@@ -38,7 +37,7 @@ table.runs td, table.runs th { padding: 9px 12px; font-size: 14px; overflow-wrap
 table.runs th { min-width: 90px; } table.runs thead th { min-width: 0; }
 table.runs th a { color: inherit; }
 table.runs td.state { max-width: 240px; }
-table.runs td.state small { white-space: normal; }
+table.metrics td.state small { white-space: normal; }
 table.options td { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   font-size: 13px; min-width: 110px; max-width: 260px; }
 table.options thead th, table.options tbody th { overflow-wrap: anywhere; min-width: 130px; }
@@ -46,7 +45,8 @@ table.options tbody th { position: sticky; left: 0; background: var(--card); }
 td.differs { background: var(--none-soft); color: var(--none); font-weight: 620; }
 .best { color: var(--better); }
 @media (max-width: 720px) {
-  .name-dot { display: inline; }
+  table.runs td, table.runs th { padding: 3px 0; }
+  table.runs td.state { max-width: none; }
   table.options tbody th { position: static; }
 }
 """
@@ -126,12 +126,12 @@ def _run(lines: Sequence[RunLine], line: RunLine) -> Html:
         ]
     )
     badge = tag("span", line.kind, class_=f"badge {BADGES[line.kind]}")
-    words = "" if line.state == line.kind else tag("small", line.state)
+    words = "" if line.state == line.kind else tag("small", line.state, dir="auto")
     base = group([line.base or DASH, tag("small", f"{line.data} · {line.method}")])
     return tag(
         "tr",
         tag("th", _key(lines, line), scope="row"),
-        tag("td", badge, words, class_="state", data_label="State"),
+        tag("td", tag("span", badge, words), class_="state", data_label="State"),
         tag("td", tag("span", base, dir="auto"), data_label="Base"),
         tag("td", f"{line.step:,}", data_label="Steps"),
         tag("td", duration(line.seconds), tag("small", rate), data_label="Time"),
@@ -280,8 +280,7 @@ def _options(lines: Sequence[RunLine]) -> Html:
 
 
 def _option(value: Any, differs: bool) -> Html:
-    words = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-    text = words.removesuffix("...\n").strip()
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if len(text) > LONGEST_VALUE:
         text = f"{text[: LONGEST_VALUE - 1]}…"
     return tag("td", text, class_="differs" if differs else None, dir="auto")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
 
 from vlmtune.config import Config
 from vlmtune.errors import UsageError
@@ -20,6 +22,12 @@ class EvaluationConfig(Config):
             differences of spelling that a formula's print does not show; ``none`` compares them as
             they are.
         every: Optimizer steps between two measurements of the probe's loss; None: at each save.
+        generate_every: Optimizer steps between two times that the probe's questions are answered
+            and the metrics taken of them; None: never.
+        best_metric: What the best checkpoint is best by: ``probe_loss``, or one of the metrics,
+            which needs ``generate_every``. It is never pruned.
+        stop_after: Measurements of ``best_metric`` in a row without a better one, after which the
+            training ends; None: it runs to its end.
         probe: Validation rows whose loss is followed during training.
         max_new_tokens: Longest answer in tokens; None: 1.5 times the longest label.
         limit: Evaluate only the first rows of the validation split.
@@ -31,6 +39,9 @@ class EvaluationConfig(Config):
     metrics: tuple[str, ...] = ("exact_match", "edit_similarity", "cer", "bleu")
     normalise: Normalise = "none"
     every: int | None = Field(default=None, ge=1)
+    generate_every: int | None = Field(default=None, ge=1)
+    best_metric: str = "probe_loss"
+    stop_after: int | None = Field(default=None, ge=1)
     probe: int = Field(default=32, ge=0)
     max_new_tokens: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1)
@@ -49,3 +60,20 @@ class EvaluationConfig(Config):
             except UsageError as error:
                 raise ValueError(str(error)) from error
         return names
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        by_answers = self.best_metric != "probe_loss"
+        if by_answers and self.best_metric not in self.metrics:
+            raise ValueError(
+                f"best_metric: found {self.best_metric!r}, expected probe_loss or one of metrics: "
+                f"{', '.join(self.metrics)}"
+            )
+        if by_answers and self.generate_every is None:
+            raise ValueError(
+                f"best_metric: {self.best_metric} is not measured during training; set "
+                "generate_every to the steps between two measurements"
+            )
+        if (self.stop_after or by_answers) and not self.probe:
+            raise ValueError("probe: 0 rows cannot say which step is best; expected at least 1")
+        return self

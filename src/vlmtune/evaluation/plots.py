@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmtune.evaluation.intervals import Estimate
@@ -165,13 +165,16 @@ def curve(
         limit: A value to draw a line across at, where it lies in the picture.
     """
     drawn = [each for each in series if each.points]
-    every = [point for each in drawn for point in each.points]
-    if not every:
+    if not drawn:
         return Html("")
+    alone = len(drawn) == 1 or all(each.dots for each in drawn[1:])
+    if smoothed and not alone:  # beside each other, raw lines hide each other
+        drawn = [replace(each, points=_even(each.points)) for each in drawn]
+        smoothed = False
+    every = [point for each in drawn for point in each.points]
     down = value_axis([value for _, value in every])
     across = step_axis([step for step, _ in every])
-    alone = len(drawn) == 1 or all(each.dots for each in drawn[1:])
-    marks = [_marks(each, across, down, smoothed=smoothed, faint=alone) for each in drawn]
+    marks = [_marks(each, across, down, smoothed=smoothed) for each in drawn]
     shown = limit is not None and down.low < limit < down.high
     if limit is not None and shown:
         marks.append(_segment(LEFT, down.place(limit), WIDTH - RIGHT, down.place(limit), "limit"))
@@ -226,7 +229,11 @@ def _frame(across: Axis, down: Axis) -> Html:
     return group([*lines, *ticks, base, _label(WIDTH - RIGHT, HEIGHT - 5, "step", "end")])
 
 
-def _marks(series: Series, across: Axis, down: Axis, *, smoothed: bool, faint: bool) -> Html:
+def _even(points: Sequence[Point]) -> Sequence[Point]:
+    return points if len(points) < SMOOTHED_FROM else smooth(points)
+
+
+def _marks(series: Series, across: Axis, down: Axis, *, smoothed: bool) -> Html:
     points, colour = series.points, f"s{palette(series.colour)}"
     if series.dots or len(points) == 1:
         return tag("g", *_dots(points, across, down), class_=colour)
@@ -234,7 +241,7 @@ def _marks(series: Series, across: Axis, down: Axis, *, smoothed: bool, faint: b
     dashes = "7 4" if series.colour > COLOURS else None
     if not smoothed or len(points) < SMOOTHED_FROM:
         return tag("g", _polyline(thin(points), across, down, "line", dashes), class_=colour)
-    raw = _polyline(thin(points), across, down, "line faint") if faint else ""
+    raw = _polyline(thin(points), across, down, "line faint")
     even = _polyline(thin(smooth(points)), across, down, "line", dashes)
     return tag("g", raw, even, class_=colour)
 

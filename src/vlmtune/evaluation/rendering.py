@@ -8,6 +8,7 @@ drawn. It is a fresh interpreter, which ends when its connection does.
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import struct
 import subprocess
@@ -69,6 +70,13 @@ class Drawer:
         with self._lock:
             self._stop()
 
+    def forget(self) -> None:
+        """Leave the process to the program that this one was forked from."""
+        self._lock = threading.Lock()  # a thread that held it is not here
+        if self._process is not None:
+            self._process.returncode = 0  # not ours to wait for
+        self._connection = self._process = None
+
     def _start(self) -> Connection:
         ours, theirs = Pipe()
         handle = theirs.fileno()
@@ -98,6 +106,7 @@ class Drawer:
 
 _DRAWER = Drawer()
 atexit.register(_DRAWER.close)
+os.register_at_fork(after_in_child=_DRAWER.forget)
 
 
 @lru_cache(REMEMBERED)

@@ -83,7 +83,8 @@ tbody th { font-weight: 620; }
 tbody th small { display: block; color: var(--muted); font-weight: 400; font-size: 12.5px;
   line-height: 1.4; max-width: 36ch; }
 td .value { font-weight: 620; }
-td small { display: block; color: var(--muted); font-size: 12.5px; white-space: nowrap; }
+table.metrics td small { display: block; color: var(--muted); font-size: 12.5px;
+  white-space: nowrap; }
 td .range { color: var(--muted); white-space: nowrap; font-size: 13.5px; display: block; }
 table.facts th, table.facts td { padding: 6px 14px; vertical-align: top; font-size: 14px; }
 table.facts th { color: var(--muted); font-weight: 500; width: 34%; overflow-wrap: anywhere; }
@@ -108,7 +109,8 @@ svg .line { fill: none; stroke: var(--own); stroke-width: 2; stroke-linejoin: ro
 svg .line.faint { opacity: .28; stroke-width: 1; }
 svg .dot { fill: var(--card); stroke: var(--own); stroke-width: 2; }
 svg .s0 .dot { stroke: var(--ink); }
-svg.whiskers { width: 200px; max-width: 100%; }
+svg.whiskers { width: 200px; min-width: 110px; max-width: 100%; }
+table.metrics tbody th { min-width: 130px; }
 svg .span { stroke: var(--own); stroke-width: 3; stroke-linecap: round; opacity: .55; }
 svg .span + circle { fill: var(--own); }
 svg .before .span { stroke: var(--before); } svg .before circle { fill: var(--before); }
@@ -175,6 +177,10 @@ pre { margin: 0; padding: 14px 16px; font-size: 13px; line-height: 1.5; overflow
   align-items: start; }
 .two h3 { margin-top: 0; }
 footer { color: var(--muted); font-size: 13px; padding-bottom: 40px; }
+@media (max-width: 1000px), print {
+  table.metrics th, table.metrics td { padding: 8px; }
+  table.metrics td small { white-space: normal; }
+}
 @media (max-width: 720px) {
   main, .top { padding: 0 16px; }
   .top { padding-top: 22px; }
@@ -189,7 +195,8 @@ footer { color: var(--muted); font-size: 13px; padding-bottom: 40px; }
   table.stacked thead { display: none; }
   table.stacked tr { display: block; padding: 12px 14px; border-top: 1px solid var(--rule); }
   table.stacked tr:first-child { border-top: 0; }
-  table.stacked th, table.stacked td { display: flex; gap: 8px; padding: 3px 0; border: 0; }
+  table.stacked th, table.stacked td { display: flex; gap: 8px; padding: 3px 0; border: 0;
+    align-items: baseline; }
   table.stacked th { display: block; }
   table.stacked td[data-label]::before { content: attr(data-label); color: var(--muted);
     flex: 0 0 84px; font-size: 13.5px; }
@@ -200,12 +207,14 @@ footer { color: var(--muted); font-size: 13px; padding-bottom: 40px; }
   svg.whiskers text { font-size: 12px; }
 }
 @media print {
+  @page { margin: 14mm; }
   :root { --page: #fff; --card: #fff; --ink: #000; --muted: #444; --rule: #bbb; --soft: #fff;
     --paper: #fff; --before: #777; --after: #0050b3; --better: #0b7a4b; --worse: #b3261e;
     --none: #6b5a00; --extra: #ffe3e1; --extra-ink: #8c1d18; --missing: #e0efff;
     --missing-ink: #0b4a8f; }
   body { font-size: 10.5pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   nav { display: none; }
+  .tiles { margin-bottom: 24px; }
   main, .top { max-width: none; padding: 0; }
   .card, figure.curve, .tiles div, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }

@@ -172,9 +172,7 @@ def evaluate_rows(  # noqa: PLR0913
             "there are no rows to evaluate on; prepare the data with --validation 0.1, or leave "
             "evaluation.before and evaluation.after off"
         )
-    truths = [true_boxes(row) for row in rows]
-    accepted = [_accepted(encoder, row, truth) for row, truth in zip(rows, truths, strict=True)]
-    check_metrics(metrics, accepted, truths, normalise)
+    accepted, truths = check_rows(encoder, rows, metrics, normalise)
     limit = max_new_tokens or longest_answer(encoder, rows)
     answers = (answer or generate)(
         model, encoder, rows, max_new_tokens=limit, batch_rows=batch_rows, progress=progress
@@ -195,6 +193,19 @@ def evaluate_rows(  # noqa: PLR0913
         for row, said, truth, references in zip(rows, answers, truths, accepted, strict=True)
     ]
     return scored(predictions, metrics, limit, seed=seed, normalise=normalise)
+
+
+def check_rows(
+    encoder: Encoder,
+    rows: Sequence[Conversation],
+    metrics: Sequence[str],
+    normalise: Normalise = "none",
+) -> tuple[list[tuple[str, ...]], list[tuple[Box, ...]]]:
+    """Acceptable texts and true boxes of rows; see ``check_metrics`` for what is refused."""
+    truths = [true_boxes(row) for row in rows]
+    accepted = [_accepted(encoder, row, truth) for row, truth in zip(rows, truths, strict=True)]
+    check_metrics(metrics, accepted, truths, normalise)
+    return accepted, truths
 
 
 def check_metrics(

@@ -174,12 +174,13 @@ def _number(value: float) -> str:
 
 def valued(values: Sequence[Any]) -> Groups:
     """Rows by the value of a column, the commonest first; numbers with many values are binned."""
-    if _is_measure(values):
+    numbers = _are_numbers(values)
+    if numbers and len(set(values) - {None}) > MOST_VALUES:
         return binned(values)
     names = [None if value is None else _name(value) for value in values]
     counts = Counter(name for name in names if name is not None)
     kept = [name for name, _ in counts.most_common(MOST_VALUES)]
-    if all(isinstance(value, int | float) for value in values if value is not None):
+    if numbers:
         kept.sort(key=float)
     groups: Groups = {name: [] for name in kept}
     others = f"{len(counts) - len(kept):,} other values"
@@ -189,11 +190,10 @@ def valued(values: Sequence[Any]) -> Groups:
     return groups
 
 
-def _is_measure(values: Sequence[Any]) -> bool:
+def _are_numbers(values: Sequence[Any]) -> bool:
     known = [value for value in values if value is not None]
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in known):
-        return False
-    return len(set(known)) > MOST_VALUES and all(map(math.isfinite, known))
+    plain = all(isinstance(each, int | float) and not isinstance(each, bool) for each in known)
+    return plain and all(map(math.isfinite, known))
 
 
 def _name(value: Any) -> str:

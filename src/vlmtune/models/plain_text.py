@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# Characters beyond which a text is encoded as a batch of one: only that lets other threads run, and
+# a server would stand still for the seconds that a million characters take.
+LONG = 10_000
+
+
 class Place(Enum):
     """Where a stretch of text stands."""
 
@@ -42,7 +47,10 @@ class TextTokenizer:
 
     def ids(self, text: str, place: Place) -> list[int]:
         """Ids of a text that stands in ``place``."""
-        return list(self._by_place[place].encode(text, add_special_tokens=False).ids)
+        tokenizer = self._by_place[place]
+        if len(text) > LONG:
+            return list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def offsets(self, text: str, place: Place) -> list[int]:
         """Where each token of ``ids`` begins in the text, in characters."""

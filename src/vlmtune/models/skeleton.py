@@ -25,6 +25,7 @@ GUARD = "\x1f"
 MARKER = "\ue000{message}\ue001{part}\ue002"
 MARKERS = re.compile("\ue000(\\d+)\ue001(\\d+)\ue002")
 RUN = re.compile(f"({GUARD}?)((?:\ue000\\d+\ue001\\d+\ue002)+)({GUARD}?)")
+MOST_SHAPES = 1024  # remembered: whoever asks a server chooses the shapes that it sees
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +127,13 @@ class Template:
                 other words than it writes one.
         """
         key = (shape_of(messages), ask)
-        if key not in self._cache:
-            self._cache[key] = self._build(messages, ask)
-        return self._cache[key]
+        items = self._cache.get(key)
+        if items is None:
+            items = self._build(messages, ask)
+            if len(self._cache) >= MOST_SHAPES:
+                self._cache.clear()
+            self._cache[key] = items
+        return items
 
     def exchange(self) -> tuple[str, int | None]:
         """How an answer begins and ends in the plainest conversation.

@@ -10,6 +10,7 @@ from pathlib import Path
 from vlmtune.errors import ModelError
 
 BLOB = re.compile(r"^[0-9a-f]{64}$")
+CONVERT = "python -m vlmtune.models.qwen_vl.convert"
 MEMO = Path("~/.cache/vlmtune/sha256.json")
 
 
@@ -25,6 +26,7 @@ def weight_files(folder: Path) -> list[Path]:
         found = f"only pickled weights ({', '.join(pickled[:3])})" if pickled else "no weights"
         raise ModelError(
             f"{folder} holds {found}; expected *.safetensors. vlmtune never unpickles weights"
+            + (f". To convert them once: {CONVERT} {folder} OUT" if pickled else "")
         )
     return files
 

@@ -16,6 +16,7 @@ from typing import Any
 from vlmtune.serving.events import Delta, Ended, TokenLogprob
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
+LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}  # JSON leaves them
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class Frame:
 
 
 def server_sent(value: dict[str, Any]) -> bytes:
-    """One server-sent event. JSON escapes line ends, so that nothing in it can end the event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    """One server-sent event. Nothing in it ends a line, of whatever kind a client may know."""
+    text = json.dumps(value, ensure_ascii=False).translate(LINE_ENDS)
+    return b"data: " + text.encode() + b"\n\n"
 
 
 def usage(ended: Sequence[Ended], prompt_tokens: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from vlmtune.errors import VlmtuneError
 from vlmtune.models.decode import Decoding, pad_left
 from vlmtune.serving.errors import internal
 from vlmtune.serving.rows import Asking, Row
@@ -88,6 +89,12 @@ class Batch:
         other.rows = [self.rows[place] for place in younger]
         self.rows = [row for row in self.rows if row not in other.rows]
         return other
+
+    def fail(self, error: VlmtuneError) -> None:
+        """Tell all who ask that there is no answer, and be empty."""
+        for row in self.rows:
+            row.asking.fail(error)
+        self.rows = []
 
     def leave(self) -> None:
         """Let go of rows that nobody listens to any more."""

@@ -111,7 +111,7 @@ class Engine:
             return CLOSING
         if not self._thread.is_alive():
             return "the engine is not running"
-        if self.running and time.monotonic() - self._beat > STALLED:
+        if self._batches and time.monotonic() - self._beat > STALLED:
             return f"the model has been busy with one forward for more than {STALLED:g} s"
         return None
 
@@ -179,6 +179,9 @@ class Engine:
                 self._join()
                 self._take_turns()
             except Exception as error:  # noqa: BLE001 - without this thread all would wait for ever
+                for batch in self._batches:
+                    batch.fail(internal(error))
+                self._batches = []
                 self._survive(error)
 
     @property
@@ -228,7 +231,6 @@ class Engine:
         group = self._next_group()
         if not group:
             return
-        self.served.use(group[0].served)
         for asking in group:
             self.metrics.observe("queue_seconds", time.monotonic() - asking.asked)
         if side_by_side(group[0].served):
@@ -269,6 +271,7 @@ class Engine:
 
     def _read_together(self, group: list[Asking]) -> None:
         try:
+            self.served.use(group[0].served)
             self._batches.append(Batch(self.served.model, group[0].served, group))
         except Exception as error:  # noqa: BLE001 - one of them may be to blame: each by itself
             self._survive(error)
@@ -281,6 +284,7 @@ class Engine:
     def _answer_alone(self, asking: Asking) -> None:
         self._alone = asking
         try:
+            self.served.use(asking.served)
             answer_alone(self.served.model, asking)
         except Exception as error:  # noqa: BLE001 - told to whoever asked
             asking.fail(internal(error))
@@ -315,9 +319,7 @@ class Engine:
                 self.metrics.observe("batch_rows", len(batch.rows))
                 batch.step()
         except Exception as error:  # noqa: BLE001 - the other batches, and the next, go on
-            for row in batch.rows:
-                row.asking.fail(internal(error))
-            batch.rows = []
+            batch.fail(internal(error))
             self._survive(error)
         if not batch.rows and batch in self._batches:
             self._batches.remove(batch)
@@ -356,8 +358,7 @@ class Engine:
         with self._changed:
             self._waiting.give_up(error)
             for batch in list(self._batches):
-                for row in list(batch.rows):
-                    row.asking.fail(error)
+                batch.fail(error)
             if self._alone is not None:
                 self._alone.fail(error)
             if self._fatal:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vlmtune.serving")
 
 OPEN = ("/health",)  # asked by load balancers, which have no key
-HERE = re.compile(r"(localhost|[\w-]+\.localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
+HERE = re.compile(r"(localhost|[\w-]+\.localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.IGNORECASE)
 HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
@@ -127,7 +127,8 @@ class Bodies:
         Raises:
             TooLargeError: If it is larger than one may be.
             BusyError: If all together are.
-            BadRequestError: If it is no plain JSON, or does not come in time.
+            UnsupportedError: If it is no plain JSON.
+            SlowError: If it does not come in time.
             ClientDisconnect: If the client leaves.
         """
         self._judge(request.headers)
@@ -145,8 +146,8 @@ class Bodies:
                         )
         except TimeoutError:
             self.let_go(len(body))
-            raise BadRequestError(
-                f"the body did not come within {self._limits.body_seconds:g} s", code="timeout"
+            raise SlowError(
+                f"the body did not come within {self._limits.body_seconds:g} s"
             ) from None
         except BaseException:
             self.let_go(len(body))
@@ -174,6 +175,14 @@ class Bodies:
             f"the request is larger than {self._limits.max_body_bytes:,} bytes; send fewer or "
             "smaller images"
         )
+
+
+class SlowError(ServingError):
+    """A body that does not come in time."""
+
+    status = 408
+    kind = "invalid_request_error"
+    code = "timeout"
 
 
 class UnsupportedError(ServingError):

@@ -38,5 +38,5 @@ class Limits(Config):
     header_seconds: float = Field(default=15.0, gt=0)
     body_seconds: float = Field(default=60.0, gt=0)
     fetch_seconds: float = Field(default=10.0, gt=0)
-    max_connections: int = Field(default=1000, ge=1)
+    max_connections: int = Field(default=512, ge=1)
     drain_seconds: float = Field(default=30.0, ge=0)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from vlmtune.data.conversation import Conversation
 from vlmtune.errors import VlmtuneError
 from vlmtune.fetch.network import INTERNET, Network
 from vlmtune.serving.answers import Frame, server_sent
-from vlmtune.serving.conversations import Images, draft
+from vlmtune.serving.conversations import Draft, Images, draft
 from vlmtune.serving.engine import Engine
 from vlmtune.serving.errors import ServingError
 from vlmtune.serving.events import Began, Delta, Ended, Event, Failed
@@ -42,6 +42,7 @@ from vlmtune.serving.page import page
 from vlmtune.serving.schemas import ChatRequest, read_request
 
 READERS, FETCHERS = 2, 16  # threads
+SMALL = 256 * 1024  # bytes of a request that takes no longer than handing it to a thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,48 +203,63 @@ class Chat:
             ServingError: With the status that says why not.
         """
         try:
-            asked, question = await self._read(request)
+            body = await self._bodies.read(request)
         except ClientDisconnect:
             return Response(status_code=GONE)
-        listening = Listening(self._engine, asked, question)
+        held = len(body)  # until the model has read the question: its images wait with it
+        try:
+            asked, question = await self._read(request, body)
+            listening = Listening(self._engine, asked, question, lambda: self._bodies.let_go(held))
+        except BaseException:
+            self._bodies.let_go(held)
+            raise
         if asked.stream:
             return await _streamed(listening, asked, self._engine.config.request_seconds)
         return await _whole(listening, request)
 
-    async def _read(self, request: Request) -> tuple[ChatRequest, Conversation]:
-        body = await self._bodies.read(request)
-        held = len(body)
+    async def _read(self, request: Request, body: bytearray) -> tuple[ChatRequest, Conversation]:
         loop = asyncio.get_running_loop()
-        try:
-            asked = await loop.run_in_executor(self._readers, read_request, body, self._limits)
-            del body
-            served = self._engine.served.named(asked.model)
-            prompted = served.encoder.contract.prompt is not None
+        if len(body) < SMALL:
+            asked, drafted = self._understand(body)
+        else:
+            asked, drafted = await loop.run_in_executor(self._readers, self._understand, body)
+        fetches = [
+            loop.run_in_executor(self._fetchers, self._images.fetch, url, param)
+            for _, url, param in drafted.addresses
+        ]
+        found = await asyncio.gather(*fetches)
+        for (place, _, _), data in zip(drafted.addresses, found, strict=True):
+            drafted.images[place] = data
+        return asked, drafted.finished(request.state.request_id)
 
-            def drafting() -> Any:
-                return draft(asked, self._images, has_prompt=prompted)
-
-            drafted = await loop.run_in_executor(self._readers, drafting)
-            fetches = [
-                loop.run_in_executor(self._fetchers, self._images.fetch, url, param)
-                for _, url, param in drafted.addresses
-            ]
-            found = await asyncio.gather(*fetches)
-            for (place, _, _), data in zip(drafted.addresses, found, strict=True):
-                drafted.images[place] = data
-            return asked, drafted.finished(request.state.request_id)
-        finally:
-            self._bodies.let_go(held)
+    def _understand(self, body: bytearray) -> tuple[ChatRequest, Draft]:
+        asked = read_request(body, self._limits)
+        contract = self._engine.served.named(asked.model).encoder.contract
+        prompted = contract.prompt is not None or contract.instruction is not None
+        return asked, draft(asked, self._images, has_prompt=prompted)
 
 
 class Listening:
     """A question to the engine, and its events on the server's own thread.
 
+    Args:
+        engine: What answers.
+        asked: The request.
+        question: The conversation in it.
+        was_read: Called once, when the question itself is not needed any more.
+
     Raises:
         ServingError: If the engine does not take the question.
     """
 
-    def __init__(self, engine: Engine, asked: ChatRequest, question: Conversation) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        asked: ChatRequest,
+        question: Conversation,
+        was_read: Callable[[], None],
+    ) -> None:
+        self._was_read: Callable[[], None] | None = was_read
         self.settings = asked.settings()
         self.frame = Frame(f"chatcmpl-{secrets.token_hex(12)}", asked.model)
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -258,6 +274,12 @@ class Listening:
         """Nobody listens any more: the answer ends within a step."""
         self._asking.cancel()
         self._events.put_nowait(None)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._was_read is not None:
+            self._was_read()
+            self._was_read = None
 
     async def begin(self) -> Began:
         """Wait until the question was read.
@@ -273,6 +295,7 @@ class Listening:
     async def __aiter__(self) -> AsyncIterator[Began | Delta | Ended]:
         """Events to the last, or until ``leave``."""
         while (event := await self._events.get()) is not None:
+            self._let_go()
             if isinstance(event, Failed):
                 raise refusal(event.error)
             yield event
@@ -292,7 +315,7 @@ async def _whole(listening: Listening, request: Request) -> Response:
                     return JSONResponse(listening.frame.whole(ended, prompt_tokens))
         return Response(status_code=GONE)
     finally:
-        gone.cancel()
+        gone.cancel()  # which calls ``leave``, too
 
 
 async def _streamed(listening: Listening, asked: ChatRequest, seconds: float) -> Response:

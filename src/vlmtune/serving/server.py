@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import signal
+import threading
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -120,6 +121,9 @@ def _ended_by_signals() -> Iterator[None]:
     def nothing(*_: object) -> None:
         """The server has ended already."""
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's business
+        return
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {each: signal.signal(each, nothing) for each in signals}
     try:

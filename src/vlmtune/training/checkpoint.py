@@ -36,8 +36,9 @@ class State:
         tokens: Tokens seen.
         labels: Tokens trained on.
         seconds: Seconds spent training.
-        best_step: Step of the lowest probe loss so far, or None.
-        best_loss: That loss.
+        best_step: The best step so far by ``evaluation.best_metric``, or None.
+        best_value: That metric's value there.
+        without_gain: Measurements of it since then.
         token_budget: Most tokens of one forward; a resumed run must cut alike.
         plan: Fingerprint of the plan.
         scaler: State of the fp16 gradient scaler; empty otherwise.
@@ -49,7 +50,8 @@ class State:
     labels: int = 0
     seconds: float = 0.0
     best_step: int | None = None
-    best_loss: float | None = None
+    best_value: float | None = None
+    without_gain: int = 0
     token_budget: int = 0
     plan: str = ""
     scaler: dict[str, Any] | None = None

@@ -11,9 +11,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from vlmtune.training.memory import peak_memory
 from vlmtune.training.optim import autocast, learning_rate, set_learning_rates
 from vlmtune.training.saving import Saver
 from vlmtune.training.trainability import PartGradient, TrainabilityProof
+from vlmtune.training.watching import PROBE_LOSS, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,6 +73,7 @@ class StepReport:
         seconds: What it took, waiting for data included; saving and probing not.
         peak_memory_bytes: Highest memory so far.
         probe_loss: Per-token loss on the probe after the step, where it was measured.
+        probe_metrics: Metrics of the probe's answers after the step, where they were asked for.
     """
 
     step: int
@@ -86,6 +88,7 @@ class StepReport:
     seconds: float
     peak_memory_bytes: int
     probe_loss: float | None = None
+    probe_metrics: Mapping[str, float] | None = None
 
 
 def _silent(report: StepReport) -> None:
@@ -110,8 +113,7 @@ class Job:
         folder: The run's folder.
         saver: Writes its checkpoints.
         proof: Stops the run where a part that should train gets no gradient, or a frozen one does.
-        probe: This process's batches for the loss during training; None: it is not measured.
-        probe_steps: Steps between two measurements of it.
+        watch: What is measured during training, and when it ends early.
         state: Where the run stands.
         on_step: Called after every step.
         on_proof: Called once, when the gradients of every part have been seen.
@@ -126,8 +128,7 @@ class Job:
     folder: RunFolder
     saver: Saver
     proof: TrainabilityProof
-    probe: Sequence[PackedBatch] | None = None
-    probe_steps: int = 100
+    watch: Watch = field(default_factory=Watch)
     state: State = field(default_factory=State)
     on_step: Callable[[StepReport], None] = _silent
     on_proof: Callable[[Sequence[PartGradient]], None] = _unseen
@@ -139,7 +140,7 @@ class Job:
 
 
 def run(job: Job) -> State:
-    """Train from where the state stands to the end of the plan.
+    """Train from where the state stands to the end of the plan, or until nothing is gained.
 
     Returns:
         The state after the last step; its checkpoint is written.
@@ -150,10 +151,11 @@ def run(job: Job) -> State:
         TrainabilityError: If the first gradients are not those of the parts that should train.
     """
     steps, failures = job.plan.steps, 0
+    start = steps if job.watch.is_over(job.state) else job.state.step
     job.model.train()
     with _stop_signals() as stopped, job.saver:
         started = time.perf_counter()
-        for step, batches in job.loader.steps(start=job.state.step):
+        for step, batches in job.loader.steps(start=start):
             proving = not job.proof.complete
             report = _train_step(job, step, batches, started)
             scaled = job.strategy.scaler.is_enabled()  # an overflow lowers its scale
@@ -162,8 +164,8 @@ def run(job: Job) -> State:
                 raise _diverged(job, step)
             _account(job, step, report)
             last = step.number == steps
-            if job.probe is not None and (last or step.number % job.probe_steps == 0):
-                report = _probe(job, report)
+            report = _watched(job, report, last=last)
+            last = last or job.watch.is_over(job.state)
             if job.ranks.first:
                 _log(job, step, report)
                 if proving and (job.proof.complete or last):
@@ -172,13 +174,15 @@ def run(job: Job) -> State:
             job.saver.check()
             # Asked once, and alike everywhere: a later signal is answered after the next save.
             stopping = job.ranks.any(bool(stopped))
-            if last or step.number % job.config.save_steps == 0 or stopping:
+            if last or stopping or _is_saved(job):
                 job.saver.save(job.state)
             if last or stopping:
                 job.saver.wait()
                 job.ranks.wait()  # the first process writes; who left now would be missed
             if stopping or (last and stopped):
                 raise _stopped(job, stopped[0] if stopped else signal.SIGTERM)
+            if last:
+                break
             started = time.perf_counter()
     return job.state
 
@@ -251,22 +255,59 @@ def _account(job: Job, step: Step, report: StepReport) -> None:
     state.scaler = job.strategy.scaler.state_dict()
 
 
-def _probe(job: Job, report: StepReport) -> StepReport:
-    """Measure the loss on the probe; training goes on as if it had not been measured."""
+def _watched(job: Job, report: StepReport, *, last: bool) -> StepReport:
+    """Measure what is due; training goes on as if it had not been measured."""
+    watch, step = job.watch, job.state.step
+    if watch.batches is not None and (last or step % watch.loss_every == 0):
+        report = replace(report, probe_loss=_probe_loss(job, watch.batches))
+    if watch.answers is not None and step % watch.answers_every == 0:
+        report = replace(report, probe_metrics=watch.answers(step))
+    value = (report.probe_metrics or {}).get(watch.best_by)
+    value = report.probe_loss if watch.best_by == PROBE_LOSS else value
+    if value is not None:
+        watch.judge(job.state, value)
+        if watch.is_over(job.state) and not last and job.ranks.first:
+            _tell_end(job)
+    return report
+
+
+def _probe_loss(job: Job, batches: Sequence[PackedBatch]) -> float:
     device = job.strategy.device
     job.model.eval()
     with autocast(job.config, device):
-        batches = [batch.to(device) for batch in job.probe or ()]
-        loss = mean_loss(job.model, job.family, batches, job.ranks)
+        loss = mean_loss(job.model, job.family, [batch.to(device) for batch in batches], job.ranks)
     job.model.train()
-    best = math.inf if job.state.best_loss is None else job.state.best_loss
-    if math.isfinite(loss) and loss < best:
-        job.state.best_step, job.state.best_loss = job.state.step, loss
-    return StepReport(**{**vars(report), "probe_loss": loss})
+    return loss
+
+
+def _tell_end(job: Job) -> None:
+    """Say that the training ends before its plan."""
+    state, name = job.state, job.watch.best_by
+    best = {"best_step": state.best_step, name: state.best_value}
+    event = {"step": state.step, "event": "stopped_early", **best}
+    append_lines(job.folder.ledger, [event])
+    logger.warning(
+        "%s has not been better than at step %s in %d measurements: the training ends at step %d "
+        "of %d (evaluation.stop_after)",
+        name,
+        state.best_step,
+        state.without_gain,
+        state.step,
+        job.plan.steps,
+    )
+
+
+def _is_saved(job: Job) -> bool:
+    """Whether this step has a checkpoint, apart from the last one."""
+    step = job.state.step
+    is_best = job.watch.keeps_best and job.state.best_step == step
+    return is_best or step % job.config.save_steps == 0
 
 
 def _log(job: Job, step: Step, report: StepReport) -> None:
     record = {name: value for name, value in vars(report).items() if name != "steps"}
+    if record["probe_metrics"] is None:
+        del record["probe_metrics"]
     for name in ("loss", "gradient_norm", "probe_loss"):
         if record[name] is None or not math.isfinite(record[name]):
             del record[name]  # JSON has no NaN; ``applied`` says that the step was left out

@@ -82,6 +82,7 @@ class Talk:
     ) -> None:
         self._dialogue = Dialogue(engine, settings)
         self._contract = served.first.encoder.contract
+        self._prompted = (self._contract.prompt or self._contract.instruction) is not None
         self._write = write
         self._pictures: list[EncodedImage] = []
         self.turns = self.tokens = 0
@@ -99,7 +100,7 @@ class Talk:
                 self._pictures = []
             elif word.startswith("/") and not rest:
                 self._write(HELP)
-            elif line.strip() or (self._pictures and self._contract.prompt):
+            elif line.strip() or (self._pictures and self._prompted):
                 self._ask(line.strip())
         except VlmtuneError as error:
             self._write(f"{visible(str(error))}\n")

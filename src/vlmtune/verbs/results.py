@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
+from vlmtune.evaluation.metrics import find
 from vlmtune.evaluation.run import Evaluation
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.resolve import latest_checkpoint
 from vlmtune.training.summary import totals
+from vlmtune.training.watching import PROBE_LOSS
 
 
 def result_of(folder: RunFolder) -> dict[str, Any]:
@@ -24,7 +28,7 @@ def result_of(folder: RunFolder) -> dict[str, Any]:
         "loss": steps[-1].get("loss") if steps else None,
         "before": _values(Evaluation.read(folder.evaluation("before"))),
         "after": _values(Evaluation.read(folder.evaluation("after"))),
-        "best": _best(steps),
+        "best": _best(folder, steps),
         "report": str(folder.report),
     }
 
@@ -35,10 +39,18 @@ def _values(evaluation: Evaluation | None) -> dict[str, float]:
     return {name: estimate.value for name, estimate in evaluation.metrics.items()}
 
 
-def _best(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The step of the lowest loss on the probe; a checkpoint of that step is never pruned."""
-    probed = [record for record in steps if "probe_loss" in record]
-    if not probed:
+def _best(folder: RunFolder, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best step by ``evaluation.best_metric``; a checkpoint of that step is never pruned."""
+    recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    name = recipe["evaluation"].get("best_metric", PROBE_LOSS)
+    values = {
+        record["step"]: record.get(name, record.get("probe_metrics", {}).get(name))
+        for record in steps
+    }
+    measured = {step: float(value) for step, value in values.items() if value is not None}
+    if not measured:
         return None
-    best = min(probed, key=lambda record: float(record["probe_loss"]))
-    return {"step": best["step"], "probe_loss": best["probe_loss"]}
+    rising = name != PROBE_LOSS and find(name).higher_is_better
+    # Of equals the first.
+    best = min(measured, key=lambda step: (-measured[step] if rising else measured[step], step))
+    return {"step": best, name: measured[best]}

@@ -36,12 +36,12 @@ def hyperparameters(recipe: Recipe, folder: RunFolder, plan: Plan) -> dict[str, 
         "environment": folder.environment,
     }
     met = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
-    counted = {
+    return {
+        **recipe.model_dump(mode="json"),
+        **met,
         "rows": len(plan.kept),
         "steps": plan.steps,
-        "tokens_per_forward": plan.token_budget,
     }
-    return {**recipe.model_dump(mode="json"), **met, **counted}
 
 
 def track_step(trackers: Trackers, recipe: Recipe, report: StepReport) -> None:
@@ -65,12 +65,18 @@ def tracked(recipe: Recipe, report: StepReport) -> dict[str, float]:
         rate = learning_rate(recipe.training, report.step, report.steps, highest)
         values[f"train/learning_rate_{part}"] = rate
     if report.probe_loss is not None:
-        values["validation/loss"] = report.probe_loss
+        values["probe/loss"] = report.probe_loss
     return values
 
 
 def track_evaluation(
-    trackers: Trackers, recipe: Recipe, step: int, evaluation: Evaluation, validation: Rows
+    trackers: Trackers,
+    recipe: Recipe,
+    step: int,
+    evaluation: Evaluation,
+    validation: Rows,
+    *,
+    heading: str = "evaluation",
 ) -> None:
     """Shows an evaluation's metrics, and its first rows with pictures, truths and answers.
 
@@ -79,8 +85,9 @@ def track_evaluation(
         recipe: The run's.
         step: Optimizer steps done.
         evaluation: What was measured.
-        validation: The rows it was measured on; their first are shown each time.
+        validation: Begins with the rows it was measured on; the first are shown each time.
+        heading: Of the metrics: those of the probe are not comparable with those of all rows.
     """
     if trackers:
-        trackers.log(step, figures(evaluation))
+        trackers.log(step, figures(evaluation, heading))
         trackers.show(step, shown(evaluation, validation[:ROWS], recipe.image))

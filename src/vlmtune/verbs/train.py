@@ -8,15 +8,13 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmtune.batching.planner import Plan
 from vlmtune.batching.proof import packing_encoder
-from vlmtune.data.conversation import Conversation
 from vlmtune.data.dataset import PreparedDataset, Rows
 from vlmtune.data.mixture import Dataset, open_sources
 from vlmtune.errors import ChangedError, RunExistsError, UsageError
-from vlmtune.evaluation.run import Evaluation, evaluate_rows
 from vlmtune.files import append_lines, keep_lines_through, write_json, write_text
 from vlmtune.models.contract import Contract, make_contract
 from vlmtune.models.encode import Encoder
@@ -32,20 +30,18 @@ from vlmtune.training.checkpoint import (
     remove_leftovers,
     token_budget_of,
 )
-from vlmtune.training.distributed.answering import Together
 from vlmtune.training.distributed.ranks import Ranks, join
 from vlmtune.training.distributed.strategy import Strategy
 from vlmtune.training.loader import Loader
 from vlmtune.training.loop import Job, StepReport, run
-from vlmtune.training.optim import autocast
 from vlmtune.training.prepare_rows import measure, plan_rows
-from vlmtune.training.probe import probe_batches
 from vlmtune.training.saving import Saver
 from vlmtune.training.summary import write_summary
 from vlmtune.training.tracking.trackers import Trackers
 from vlmtune.training.trainability import TrainabilityProof
 from vlmtune.tuning.apply import Tuned
 from vlmtune.verbs.holding import hold, shards
+from vlmtune.verbs.measuring import Measuring
 from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.results import result_of
 from vlmtune.verbs.run_facts import (
@@ -55,11 +51,8 @@ from vlmtune.verbs.run_facts import (
     record_dropped,
 )
 from vlmtune.verbs.start import check_start, load_start, place_of, quantization_of, tune
-from vlmtune.verbs.tracked import track_evaluation, track_run, track_step
+from vlmtune.verbs.tracked import track_run, track_step
 from vlmtune.verbs.weights import write_weights
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +138,9 @@ class _Run:
         validation = dataset.split("validation")
         # Before anything that takes long: a tracker that is not installed is said at once.
         trackers = track_run(self.recipe, self.folder, plan) if self.ranks.first else Trackers()
+        measuring = Measuring(
+            self.recipe, self.folder, validation, self.ranks, self.observer, trackers
+        )
         try:
             self.observer.stage("loading weights")
             quantization = encoder.contract.quantization
@@ -155,16 +151,14 @@ class _Run:
                 encoder, plan = packing, replace(plan, token_budget=self._budget(checkpoint))
             begins = checkpoint is None and self.recipe.evaluation.before
             if begins and not cut:
-                self._evaluate("before", 0, model, encoder, validation, trackers)
+                measuring.evaluate("before", 0, model, encoder)
             tuned = tune(model, self.recipe, encoder.family.facts, base, checkpoint)
             strategy = hold(tuned, self.recipe, encoder.family.facts, self.ranks)
             if begins and cut:  # fresh adapters change nothing; the base need not fit on a device
-                self._evaluate("before", 0, model, encoder, validation, trackers)
-            self._train(
-                tuned, strategy, encoder, base, plan, rows, validation, checkpoint, trackers
-            )
+                measuring.evaluate("before", 0, model, encoder)
+            step = self._train(tuned, strategy, encoder, base, plan, rows, checkpoint, measuring)
             if self.recipe.evaluation.after:
-                self._evaluate("after", plan.steps, model, encoder, validation, trackers)
+                measuring.evaluate("after", step, model, encoder)
         finally:
             trackers.finish()
         return self._finish() if self.ranks.first else {}
@@ -289,10 +283,10 @@ class _Run:
         base: BaseSource,
         plan: Plan,
         rows: Rows,
-        validation: Rows,
         checkpoint: Path | None,
-        trackers: Trackers,
-    ) -> None:
+        measuring: Measuring,
+    ) -> int:
+        """Train; returns the step after which it ended."""
         config, facts = self.recipe.training, encoder.family.facts
         state = State(token_budget=plan.token_budget, plan=plan.fingerprint())
         if checkpoint is not None:
@@ -302,7 +296,6 @@ class _Run:
         if checkpoint is not None and self.ranks.first:
             resumed = {"event": "resumed", "step": state.step, "commit": commit()}
             append_lines(self.folder.ledger, [resumed])
-        every = self.recipe.evaluation.every or config.save_steps
         job = Job(
             model=tuned.model,
             family=encoder.family,
@@ -322,64 +315,25 @@ class _Run:
                 behind=config.save_behind,
             ),
             proof=TrainabilityProof(tuned.model, facts, strategy.parameters),
-            probe=probe_batches(
-                validation[: self.recipe.evaluation.probe],
-                encoder,
-                plan.token_budget,
-                self.ranks,
-                in_step=strategy.in_step,
-            ),
-            probe_steps=every,
+            watch=measuring.watch(tuned.model, strategy, encoder, plan),
             state=state,
-            on_step=lambda report: self._on_step(report, trackers),
+            on_step=lambda report: self._on_step(report, measuring.trackers),
             on_proof=self.observer.trainability,
         )
         self.observer.stage("training")
-        run(job)
+        return run(job).step
 
     def _forget_after(self, step: int) -> None:
         """What was written after the checkpoint will be written again."""
         for path in (self.folder.ledger, self.folder.metrics):
             keep_lines_through(path, step)
+        for folder in self.folder.evaluation("after").parent.glob("step-*"):
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _on_step(self, report: StepReport, trackers: Trackers) -> None:
         self.observer.step(report)
         track_step(trackers, self.recipe, report)
-
-    def _evaluate(
-        self,
-        when: str,
-        step: int,
-        model: PreTrainedModel,
-        encoder: Encoder,
-        validation: Rows,
-        trackers: Trackers,
-    ) -> None:
-        """Measure with all processes, unless it was done before; the first one writes."""
-        done = Evaluation.read(self.folder.evaluation(when)) if self.ranks.first else None
-        if not self.ranks.any(done is not None):
-            self.observer.stage(f"evaluating {when}")
-            done = self._answered(model, encoder, validation)
-            if self.ranks.first:
-                done.write(self.folder.evaluation(when))
-        if done is not None and self.ranks.first:
-            track_evaluation(trackers, self.recipe, step, done, validation)
-
-    def _answered(self, model: PreTrainedModel, encoder: Encoder, validation: Rows) -> Evaluation:
-        config = self.recipe.evaluation
-        rows: list[Conversation] = list(validation[: config.limit])
-        with autocast(self.recipe.training, place_of(self.recipe)[0]):
-            return evaluate_rows(
-                model,
-                encoder,
-                rows,
-                config.metrics,
-                max_new_tokens=config.max_new_tokens,
-                batch_rows=config.batch_rows,
-                normalise=config.normalise,
-                progress=lambda count: self.observer.progress(count, len(rows)),
-                answer=Together(self.ranks, in_step=shards(self.recipe, self.ranks)),
-            )
 
     def _progress(self, done: int, total: int) -> None:
         if done % PROGRESS_EVERY == 0 or done == total:

@@ -19,6 +19,8 @@ from vlmtune.serving.settings import MAX_NEW_TOKENS, EngineConfig
 logger = logging.getLogger(__name__)
 
 PASSWORD_BYTES = 9  # of one that is made up: 72 bits
+UPLOADS = "uploads"  # Gradio removes old files below its folder; those of the examples stay
+EXAMPLES = "examples"
 
 
 def ui(  # noqa: PLR0913
@@ -41,7 +43,8 @@ def ui(  # noqa: PLR0913
 
     Args:
         model: Hub id, local model, run, checkpoint or adapter.
-        folder: An empty folder for visitors' pictures; who made it removes it.
+        folder: An empty folder for pictures; who made it removes it. Gradio's own folder, which it
+            takes from ``GRADIO_TEMP_DIR``, is to be ``uploads`` below it.
         compare: Another model that answers every question beside it. The base of an adapter takes
             no further memory.
         data: A prepared data set whose rows are offered as examples.
@@ -86,9 +89,11 @@ def ui(  # noqa: PLR0913
             for engine in engines
             for each in engine.served.models.values()
         ]
-        pictures = Pictures(folder, sides[0].model.encoder.contract.image)
+        policy = sides[0].model.encoder.contract.image
+        pictures = Pictures(folder / UPLOADS, policy)
         panel = Panel(sides, pictures)
-        examples = [] if data is None else read_examples(data, folder, pictures)
+        kept = Pictures(folder / EXAMPLES, policy)
+        examples = [] if data is None else read_examples(data, kept)
         page = Page(panel, pictures, examples, limits, max_new_tokens)
         local_only = is_loopback(host) and password is None
         app = create_app(page, folder, password=password, local_only=local_only, limits=limits)

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 # Rows of an optimizer step, from which step on. What is learnt first is learnt in so many steps,
 # however large: eight times the rows took eight times as long.
-ROWS = ((1, 32), (1500, 64), (10_000, 128))
+ROWS = ((1, 48), (3000, 64), (10_000, 128))
 WARMUP = 50  # steps
-EASY, FULL = 400, 3000  # steps: the shortest rows alone, and from when on all
+EASY, FULL = 500, 4000  # steps: the shortest rows alone, and from when on all
 SHARDS, STEPS_A_SHARD = 2, 80  # at the start, and until one more is taken up
 WEIGHTS = (0.64, 0.2, 0.06, 0.1)
 HELD_OUT = 512
@@ -55,7 +55,7 @@ class Settings:
     seed: int = 1
     shards: int = 75
     rate: float = 0.02
-    other_rate: float = 1.5e-3
+    other_rate: float = 2e-3
     decay_steps: int = 0
     decay_start: int = 0
 

@@ -50,7 +50,13 @@ def create_app(
         theme=theme,
         css=CSS,
     )
-    return Gate(app, password=password, local_only=local_only, max_body_bytes=limits.max_body_bytes)
+    return Gate(
+        app,
+        password=password,
+        local_only=local_only,
+        folder=folder,
+        max_body_bytes=limits.max_body_bytes,
+    )
 
 
 def make_page_server(app: ASGIApp, host: str, port: int, limits: Limits, ready: Ready) -> Server:

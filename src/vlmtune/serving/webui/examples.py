@@ -49,13 +49,12 @@ class Example:
         return same and text.strip() == self.text.strip()
 
 
-def read_examples(dataset: str | Path, folder: Path, pictures: Pictures) -> list[Example]:
+def read_examples(dataset: str | Path, pictures: Pictures) -> list[Example]:
     """The first rows of a data set that hold one question about pictures.
 
     Args:
         dataset: A prepared data set; its validation split, or train where that is empty.
-        folder: Where files for the browser lie.
-        pictures: Opens pictures.
+        pictures: Opens pictures, and keeps them as files.
 
     Raises:
         UsageError: If it is no prepared data set, or holds no such row.
@@ -65,7 +64,7 @@ def read_examples(dataset: str | Path, folder: Path, pictures: Pictures) -> list
     split = next((name for name in SPLITS if opened.info.splits.get(name)), SPLITS[-1])
     rows = opened.split(split)
     single = (row for row in islice(rows, SEARCHED) if _is_single(row))
-    found = [_example(row, folder, pictures) for row in islice(single, MOST)]
+    found = [_example(row, pictures) for row in islice(single, MOST)]
     if not found:
         raise UsageError(
             f"--data: {dataset} holds no row with pictures and one question among its first "
@@ -94,7 +93,7 @@ def _is_single(row: Conversation) -> bool:
     return roles == ["user", "assistant"] and bool(row.images)
 
 
-def _example(row: Conversation, folder: Path, pictures: Pictures) -> Example:
+def _example(row: Conversation, pictures: Pictures) -> Example:
     *before, answer = row.messages
     system = before[0] if before[0].role == "system" else None
     shown = tuple(pictures.show(image.data) for image in row.images)
@@ -102,18 +101,9 @@ def _example(row: Conversation, folder: Path, pictures: Pictures) -> Example:
     for image, picture in zip(row.images, shown, strict=True):
         # The bytes as they came, under a name that tells a browser what they are.
         suffix = Path(image.path or "").suffix.lower() or picture.preview.suffix
-        files.append(folder / f"{picture.sha256[:32]}-row{suffix}")
-        files[-1].write_bytes(image.data)
+        files.append(pictures.keep(f"{picture.sha256[:32]}-row{suffix}", image.data))
     boxes = [part for part in answer.content if isinstance(part, Box)]
-    said = "".join(_said(part) for part in answer.content)
+    # Boxes are seen on the picture, with their labels.
+    said = "".join(part.text for part in answer.content if isinstance(part, Text))
     truth = Truth(said, pictures.draw(boxes, shown))
     return Example(row.id, system, before[-1].content, shown, tuple(files), truth)
-
-
-def _said(part: Part) -> str:
-    if isinstance(part, Text):
-        return part.text
-    if isinstance(part, Box):
-        corners = ", ".join(f"{value:.0f}" for value in part.xyxy)
-        return f"{part.label} [{corners}]\n"
-    return ""

@@ -9,6 +9,7 @@ import html
 import re
 import secrets
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +18,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from vlmtune.serving.http import HERE
+from vlmtune.serving.webui.events import (
+    MAX_EVENT_BYTES,
+    BadEventError,
+    check_event,
+    read_body,
+    replayed,
+)
 from vlmtune.serving.webui.words import preferred
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ OPEN = re.compile(
     r"|/gradio_api/(theme\.css|queue/join|queue/data|upload|upload_progress|cancel|reset"
     r"|app_id|startup-events|heartbeat/\w+|file=.*)/?"
 )
+UPLOAD = re.compile(r"/gradio_api/upload/?")
 HEADERS = {
     # Gradio's own scripts stand in the page and make functions from text.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' "
@@ -68,13 +77,20 @@ class Gate:
         password: What visitors have to know; None asks for nothing.
         local_only: Whether to answer only requests that name this machine as their host, so that
             no web page can reach the server by a name that it lets point here (DNS rebinding).
+        folder: Where uploads and pictures lie: no event may name another file.
         max_body_bytes: Largest request: an upload of several pictures.
     """
 
     def __init__(
-        self, app: ASGIApp, *, password: str | None, local_only: bool, max_body_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        password: str | None,
+        local_only: bool,
+        folder: Path,
+        max_body_bytes: int,
     ) -> None:
-        self._app = app
+        self._app, self._folder = app, folder
         self._password = None if password is None else _digest(password)
         self._local_only, self._max_body_bytes = local_only, max_body_bytes
         self._token = secrets.token_urlsafe(32)
@@ -97,10 +113,15 @@ class Gate:
 
         request = Request(scope, receive)
         refused = self._refusal(request) or await self._asked_for_password(request)
-        if refused is not None:
-            await refused(scope, receive, answer)
-        else:
-            await self._app(scope, self._counted(receive), answer)
+        receive = self._counted(receive)
+        if refused is None and request.method == "POST" and not UPLOAD.fullmatch(request.url.path):
+            try:
+                body = await read_body(receive, MAX_EVENT_BYTES)
+                check_event(body, self._folder)
+                receive = replayed(body, receive)
+            except BadEventError as error:
+                refused = PlainTextResponse(f"The event cannot be taken: {error}.", 400)
+        await (refused or self._app)(scope, receive, answer)
 
     def _refusal(self, request: Request) -> Response | None:
         headers = request.headers

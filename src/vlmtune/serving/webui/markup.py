@@ -31,7 +31,7 @@ DELIMITERS: list[dict[str, str | bool]] = [
 
 def question(text: str) -> str:
     """A visitor's text, as it was typed. ``typed`` gives it back."""
-    return TAG.sub(f"<{JOINER}", FETCHED.sub(f"!{JOINER}", text))
+    return TAG.sub(f"<{JOINER}", text).replace("](", f"]{JOINER}(")
 
 
 def typed(shown: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,10 @@ class Page:
 
     def _lay_out(self) -> None:
         sides = self._panel.sides
+        self._titles: list[gr.Markdown] = []
         self._history = gr.State(History(), time_to_live=FORGOTTEN)
         with gr.Row(elem_id="head"):
-            named = " / ".join(markup.question(side.name) for side in sides[:1])
-            gr.HTML(f"<h1>vlmtune<small>{named}</small></h1>")
+            gr.HTML(f"<h1>vlmtune<small>{html.escape(sides[0].name)}</small></h1>")
             self._language = gr.Radio(
                 [NAMES[each] for each in LANGUAGES],
                 value=NAMES["en"],
@@ -80,20 +81,7 @@ class Page:
                 min_width=150,
             )
         with gr.Row(elem_classes="pair" if len(sides) > 1 else None):
-            self._chats = [
-                gr.Chatbot(
-                    label=self._label(side, "en"),
-                    elem_classes="chat",
-                    min_width=280,
-                    editable="user",
-                    buttons=[],
-                    latex_delimiters=markup.DELIMITERS,
-                    placeholder=say("en", "empty"),
-                    feedback_options=None,
-                    allow_tags=False,
-                )
-                for side in range(len(sides))
-            ]
+            self._chats = [self._lay_out_chat(side) for side in range(len(sides))]
         self._box = gr.MultimodalTextbox(
             placeholder=self._invitation("en"),
             show_label=False,
@@ -116,6 +104,25 @@ class Page:
                 self._most = gr.Number(self._max_new_tokens, precision=0, minimum=1)
                 self._seed = gr.Number(None, precision=0)
 
+    def _lay_out_chat(self, side: int) -> gr.Chatbot:
+        with gr.Column(min_width=280):
+            if len(self._panel.sides) > 1:
+                # Gradio's own label would lie on the text.
+                self._titles.append(gr.Markdown(self._title(side, "en"), elem_classes="title"))
+            return gr.Chatbot(
+                label=self._panel.sides[side].name,
+                show_label=False,
+                elem_classes="chat",
+                editable="user",
+                group_consecutive_messages=False,  # of a picture and a text, none could be edited
+                buttons=[],
+                latex_delimiters=markup.DELIMITERS,
+                placeholder=say("en", "empty"),
+                feedback_options=None,
+                allow_tags=False,
+                allow_file_downloads=False,
+            )
+
     def _lay_out_examples(self) -> None:
         # Not folded: Gradio measures a gallery when it is laid out.
         self._gallery_head = gr.Markdown(elem_id="examples-head")
@@ -123,6 +130,7 @@ class Page:
             [(str(one.pictures[0].preview), _caption(one)) for one in self._examples],
             show_label=False,
             columns=6,
+            fit_columns=False,
             height="auto",
             allow_preview=False,
             object_fit="contain",
@@ -148,7 +156,8 @@ class Page:
                 chat.edit(self._edit(side), inputs, shown, **quiet),
             ]
         self._box.stop(self.stopped, [self._history, self._language], shown, cancels=asked, **quiet)
-        self._clear.click(self.clear, self._history, shown, cancels=asked, **quiet)
+        for clear in (self._clear.click, *(chat.clear for chat in self._chats)):
+            clear(self.clear, self._history, shown, cancels=asked, **quiet)
         worded = self._worded()
         self._language.change(
             self.speak, [self._language, self._history], [*worded, *self._chats], **quiet
@@ -232,7 +241,7 @@ class Page:
     def _worded(self) -> list[Any]:
         components = [
             self._box, self._again, self._clear, self._sampling,
-            self._temperature, self._top_p, self._most, self._seed,
+            self._temperature, self._top_p, self._most, self._seed, *self._titles,
         ]  # fmt: skip
         return [*components, self._gallery_head] if self._examples else components
 
@@ -253,18 +262,17 @@ class Page:
             gr.Number(label=word("max_tokens")),
             gr.Number(label=word("seed"), info=word("seed_info")),
         ]
+        updates += [self._title(side, language) for side in range(len(self._titles))]
         if self._examples:
             updates.append(f"**{word('examples')}.** {word('examples_info')}")
         return updates + [
-            gr.Chatbot(shown, label=self._label(side, language), placeholder=word("empty"))
-            for side, shown in enumerate(self._transcripts(history, language))
+            gr.Chatbot(shown, placeholder=word("empty"))
+            for shown in self._transcripts(history, language)
         ]
 
-    def _label(self, side: int, language: Language) -> str:
-        name = self._panel.sides[side].name
-        if len(self._panel.sides) == 1:
-            return name
-        return f"{say(language, ('tuned', 'base')[side])} · {name}"
+    def _title(self, side: int, language: Language) -> str:
+        name = markup.question(self._panel.sides[side].name)
+        return f"**{say(language, ('tuned', 'base')[side])}** · {name}"
 
     def _invitation(self, language: Language) -> str:
         if self._prompt is None:
@@ -292,7 +300,7 @@ class Page:
     # What visitors bring
 
     def _read(self, files: Sequence[Path], language: Language) -> list[Picture]:
-        """Pictures from uploaded files; Gradio has checked that they are uploads.
+        """Pictures from uploaded files; the gate lets no other files through.
 
         Raises:
             _Refusal: If one is too large, or cannot be opened.

@@ -16,7 +16,7 @@ from vlmtune.data.media import ImagePolicy, open_image
 from vlmtune.serving.webui.history import Picture, by_picture
 
 LONGEST = 1280  # pixels of a preview's longer side
-SHORTEST = 480  # of a picture with boxes: labels on a smaller one could not be read
+DRAWN = (360, 960)  # of a picture with boxes: larger, and labels shrink with it on the page
 FLAT = 256 * 256  # a preview of fewer pixels is a PNG: formulas and line art stay sharp
 
 
@@ -24,11 +24,12 @@ class Pictures:
     """The previews of one page.
 
     Args:
-        folder: Where they lie; who made it removes it.
+        folder: Where they lie; made where it is missing, and removed by who named it.
         policy: How pictures are opened, and which are refused.
     """
 
     def __init__(self, folder: Path, policy: ImagePolicy) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._policy = folder, policy
 
     def show(self, data: bytes) -> Picture:
@@ -57,6 +58,12 @@ class Pictures:
             for place, own in by_picture(boxes, len(pictures)).items()
         )
 
+    def keep(self, name: str, data: bytes) -> Path:
+        """Write a file."""
+        path = self._folder / name
+        path.write_bytes(data)
+        return path
+
     def _drawn(self, picture: Picture, boxes: Sequence[Box]) -> Opened:
         opened = open_image(picture.data, self._policy)
         scale = display_scale(opened.size)
@@ -75,15 +82,13 @@ class Pictures:
             picture.save(buffer, "JPEG", quality=88)
         data = buffer.getvalue()
         suffix = "png" if flat else "jpg"
-        path = self._folder / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
-        path.write_bytes(data)
-        return path
+        return self.keep(f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}", data)
 
 
 def display_scale(size: tuple[int, int]) -> float:
     """By how much a picture is resized before boxes are drawn on it."""
     longest = max(size)
-    return min(max(longest, SHORTEST), LONGEST) / longest
+    return min(max(longest, DRAWN[0]), DRAWN[1]) / longest
 
 
 def _scaled(box: Box, scale: float) -> Box:

@@ -27,7 +27,7 @@ def transcript(history: History, side: int, language: Language) -> list[Shown]:
         if side < len(turn.replies):
             messages += _reply(turn.replies[side], language)
             if turn.truth is not None and turn.replies[side].state != "speaking":
-                messages.append(_truth(turn.truth, language))
+                messages += _truth(turn.truth, language)
     return messages
 
 
@@ -38,7 +38,8 @@ def turn_at(history: History, side: int, index: int) -> int:
         place += 1
         if side < len(turn.replies):
             place += len(_reply(turn.replies[side], "en"))
-            place += turn.truth is not None and turn.replies[side].state != "speaking"
+            if turn.truth is not None and turn.replies[side].state != "speaking":
+                place += len(_truth(turn.truth, "en"))
         if index < place:
             return number
     return len(history.turns) - 1
@@ -58,10 +59,8 @@ def _reply(reply: Reply, language: Language) -> list[Shown]:
     shown = markup.answer(reply.text, whole=whole)
     if not shown.strip():
         shown = "…" if not whole else "" if reply.fault else f"*{say(language, 'silent')}*"
-    content: list[Shown] = [_text(shown)] if shown else []
-    content += _files(reply.drawn)
-    if note := _note(reply, language):
-        content.append(_text(note))
+    shown = "\n\n".join(filter(None, (shown, _note(reply, language))))
+    content = [_text(shown), *_files(reply.drawn)]
     messages: list[Shown] = [{"role": "assistant", "content": content}]
     if whole and reply.text:
         count = say(
@@ -86,10 +85,14 @@ def _note(reply: Reply, language: Language) -> str:
     return f"*{say(language, 'stopped')}*" if reply.state == "stopped" else ""
 
 
-def _truth(truth: Truth, language: Language) -> Shown:
-    content = [_text(markup.answer(truth.text)), *_files(truth.drawn)]
+def _truth(truth: Truth, language: Language) -> list[Shown]:
+    # One part a message: Gradio gives every part a frame and a title of its own.
+    parts = [_text(markup.answer(truth.text))] if truth.text.strip() else []
     title = f"✓ {say(language, 'truth')}"
-    return {"role": "assistant", "content": content, "metadata": {"title": title}}
+    return [
+        {"role": "assistant", "content": [part], "metadata": {"title": title}}
+        for part in [*parts, *_files(truth.drawn)]
+    ]
 
 
 def _text(text: str) -> Shown:

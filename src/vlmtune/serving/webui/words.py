@@ -42,7 +42,6 @@ WORDS: dict[str, dict[Language, str]] = {
         "en": "Choose one; its expected answer is shown beside the model's.",
         "zh": "点选一个样例；标准答案会显示在模型回答之后。",
     },
-    "language": {"en": "Language", "zh": "语言"},
     "base": {"en": "base", "zh": "微调前"},
     "tuned": {"en": "tuned", "zh": "微调后"},
     "raw": {"en": "Raw text", "zh": "原始文本"},

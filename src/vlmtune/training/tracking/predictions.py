@@ -25,13 +25,13 @@ GAP = 8  # pixels between the pictures of a row
 TRUTH, ANSWER = "#2ca02c", "#ff7f0e"  # colours of boxes: green and orange
 
 
-def figures(evaluation: Evaluation) -> dict[str, float]:
-    """Every metric, and the ends of its interval."""
+def figures(evaluation: Evaluation, heading: str) -> dict[str, float]:
+    """Every metric, and the ends of its interval, under a heading."""
     values = {}
     for name, estimate in evaluation.metrics.items():
-        values[f"evaluation/{name}"] = estimate.value
-        values[f"evaluation/{name}_low"] = estimate.low
-        values[f"evaluation/{name}_high"] = estimate.high
+        values[f"{heading}/{name}"] = estimate.value
+        values[f"{heading}/{name}_low"] = estimate.low
+        values[f"{heading}/{name}_high"] = estimate.high
     return values
 
 

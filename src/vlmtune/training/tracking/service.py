@@ -97,13 +97,13 @@ SERVICES: dict[str, Service] = {
         package="swanlab",
         tracker="vlmtune.training.tracking.swanlab:SwanLab",
         modes=("online", "offline", "local"),
-        upload="swanlab sync --id {id} {folder}/run-*",
+        upload='for run in {folder}/run-*; do swanlab sync --id {id} "$run"; done',
     ),
     "wandb": Service(
         package="wandb",
         tracker="vlmtune.training.tracking.wandb:Wandb",
         modes=("online", "offline"),
-        upload="wandb sync {folder}/wandb/*run-*",
+        upload="wandb sync --include-online {folder}/wandb/*run-*",
     ),
     "tensorboard": Service(
         package="tensorboard",

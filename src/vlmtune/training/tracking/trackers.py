@@ -40,6 +40,7 @@ class Trackers:
 
     def __init__(self, trackers: Sequence[Background] = ()) -> None:
         self._trackers = trackers
+        self._shown: tuple[int, Sequence[Shown]] | None = None
 
     def __bool__(self) -> bool:
         """Whether there is anybody to show something to."""
@@ -52,9 +53,12 @@ class Trackers:
             each.send(Log(step, finite))
 
     def show(self, step: int, rows: Sequence[Shown]) -> None:
-        """The table of predictions at a step."""
+        """The table of predictions at a step, unless it was shown there already."""
+        if self._shown == (step, rows):
+            return
+        self._shown = step, rows
         for each in self._trackers:
-            each.send(Show(step, tuple(rows)))
+            each.send(Show(step, rows))
 
     def finish(self) -> None:
         """Waits a little for what is left to be sent."""
@@ -79,31 +83,39 @@ def open_trackers(
         name: The run's name, unless ``config`` has one.
         hyperparameters: What is shown beside the run; passwords in it are left out.
     """
-    here = folder / "tracking"
     opened = []
     for service in dict.fromkeys(config.to):
-        if not _installed(SERVICES[service].package):
-            package = SERVICES[service].package
-            missing = MissingExtraError(package, package, f"tracking.to={service}")
-            logger.warning("%s. Training goes on without it", missing)
-            continue
         try:
-            run, resumed = _identity(here, service)
-        except (OSError, ValueError) as error:
-            logger.warning("Tracker %s is left out: %s cannot be used: %s", service, here, error)
-            continue
-        opening = Opening(
-            project=config.project or "vlmtune",
-            name=config.name or name,
-            id=run,
-            resumed=resumed,
-            workspace=config.workspace,
-            mode=config.mode,
-            folder=str((here / service).absolute()),
-            hyperparameters=without_secrets(hyperparameters),
-        )
-        opened.append(Background(service, SERVICES[service], opening))
+            opening = _opening(config, service, folder / "tracking", name, hyperparameters)
+            opened.append(Background(service, SERVICES[service], opening))
+        except MissingExtraError as error:
+            logger.warning("%s. Training goes on without it", error)
+        except (OSError, ValueError, RuntimeError) as error:
+            logger.warning("Tracker %s is left out: %s. Training goes on", service, error)
     return Trackers(opened)
+
+
+def _opening(
+    config: TrackingConfig,
+    service: str,
+    folder: Path,
+    name: str,
+    hyperparameters: Mapping[str, Any],
+) -> Opening:
+    package = SERVICES[service].package
+    if not _installed(package):
+        raise MissingExtraError(package, package, f"tracking.to={service}")
+    identity, resumed = _identity(folder, service)
+    return Opening(
+        project=config.project or "vlmtune",
+        name=config.name or name,
+        id=identity,
+        resumed=resumed,
+        workspace=config.workspace,
+        mode=config.mode,
+        folder=str((folder / service).absolute()),
+        hyperparameters=without_secrets(hyperparameters),
+    )
 
 
 def _installed(package: str) -> bool:
