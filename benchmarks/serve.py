@@ -125,7 +125,7 @@ def measured(
         for messages in asked[:8]:  # warm
             ask(port, str(folder), messages)
         for count in at_once:
-            several = asked if count > 1 else asked[: max(len(asked) // 4, 8)]
+            several = asked if count > 1 else asked[: max(len(asked) // 2, 8)]
             with ThreadPoolExecutor(count) as pool:
                 started = time.perf_counter()
                 results = list(pool.map(lambda each: ask(port, str(folder), each), several))

@@ -367,7 +367,8 @@ def test_environment_proxies_are_ignored(canaries, site, monkeypatch):
     assert fetch(public) == PICTURE
     assert (public.hits, canaries.hits()) == (1, 0)
     # A client that heeds them tells the proxy.
-    with urllib.request.urlopen("http://images.example.org/", timeout=2) as response:
+    heeding = urllib.request.build_opener()  # urlopen remembers what was set when it first ran
+    with heeding.open("http://images.example.org/", timeout=2) as response:
         assert response.read() == b"the secret of this machine"
     assert canaries.hits() == 1
 

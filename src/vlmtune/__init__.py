@@ -17,7 +17,6 @@ __all__ = [
     "merge",
     "predict",
     "prepare",
-    "quickstart",
     "report",
     "reproduce",
     "serve",

@@ -11,7 +11,6 @@ from vlmtune.verbs.export import export
 from vlmtune.verbs.inspect import inspect
 from vlmtune.verbs.merge import merge
 from vlmtune.verbs.predict import predict
-from vlmtune.verbs.quickstart import quickstart
 from vlmtune.verbs.report import report
 from vlmtune.verbs.reproduce import reproduce
 from vlmtune.verbs.runs import list_runs
@@ -31,7 +30,6 @@ __all__ = [
     "merge",
     "predict",
     "prepare",
-    "quickstart",
     "report",
     "reproduce",
     "serve",

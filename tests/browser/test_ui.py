@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -177,6 +178,19 @@ def come(world: World, browser: Browser, tmp_path: Path) -> Any:
     return come
 
 
+def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let every token take its time."""
+    from vlmtune.serving.batches import Batch
+
+    step = Batch.step
+
+    def slowly(batch: Batch) -> Any:
+        time.sleep(seconds)
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", slowly)
+
+
 def column(side: int) -> str:
     return f".pair > :nth-child({side + 1}) .chat"
 
@@ -197,30 +211,32 @@ def ask(visitor: Visitor, text: str, count: int, *files: Path) -> None:
     answered(visitor, count)
 
 
-def drawn(visitor: Visitor, side: int) -> list[str]:
-    """Addresses of the pictures in the model's own messages."""
-    code = f"[...document.querySelectorAll('{column(side)} .bot-row img, {column(side)} .bot img')]"
-    found: list[str] = visitor.look(f"{code}.filter(e => e.naturalWidth > 60).map(e => e.src)")
-    return list(dict.fromkeys(found))
+def drawn(visitor: Visitor, side: int, where: str = ".message") -> list[str]:
+    """Addresses of the pictures in the model's own messages; ``.thought-group``: of the truth."""
+    code = f"[...document.querySelectorAll('{column(side)} .bot-row img')]"
+    found: list[str] = visitor.look(
+        f"{code}.filter(e => e.closest('.thought-group, .message').matches('{where}'))"
+        ".map(e => e.src)"
+    )
+    return found
+
+
+def watch(visitor: Visitor, side: int) -> None:
+    """Let the page record what a column says as it changes, in ``said``."""
+    visitor.look(
+        "window.said = []; new MutationObserver(() => {"
+        f"const e = document.querySelector('{column(side)}'); const t = e ? e.innerText : '';"
+        "if (window.said.at(-1) !== t) window.said.push(t) })"
+        ".observe(document.body, {subtree: true, childList: true, characterData: true})"
+    )
 
 
 def test_a_picture_a_question_a_box(come, world):
     visitor = come()
-    # Not the data set's question word for word, so that only the model's own picture is there.
-    visitor.upload([world.folder / "ball.png"])
-    visitor.look(
-        "window.said = []; new MutationObserver(() => {"
-        f"const t = document.querySelector('{column(1)}').innerText;"
-        "if (window.said.at(-1) !== t) window.said.push(t) })"
-        ".observe(document.body, {subtree: true, childList: true, characterData: true})"
-    )
-    visitor.write(FIND)
-    visitor.send()
-    answered(visitor, 1)
+    ask(visitor, FIND, 1, world.folder / "ball.png")
     assert "red ball" in visitor.text(column(0))
-    # The tuned model found it, the base did not.
-    boxes = drawn(visitor, 0)
-    with urllib.request.urlopen(boxes[0], timeout=10) as answer:
+    (address,) = drawn(visitor, 0)
+    with urllib.request.urlopen(address, timeout=10) as answer:
         picture = Image.open(io.BytesIO(answer.read())).convert("RGB")
     line = tuple(int(COLOURS[0][place : place + 2], 16) for place in (1, 3, 5))
     scale = picture.width / 320
@@ -229,22 +245,20 @@ def test_a_picture_a_question_a_box(come, world):
         max(abs(a - b) for a, b in zip(pixel, line, strict=True)) < 50
         for _, pixel in edge.getcolors(99_999)
     )
-    # The control: nothing is drawn on a picture whose answer has no box.
-    ask(visitor, READ, 2, world.folder / "formula.png")
+    # The control: nothing is drawn where an answer has no box, as the base's.
+    assert drawn(visitor, 1) == []
 
 
-def test_an_answer_is_seen_while_it_is_spoken(come, world):
+def test_an_answer_is_seen_while_it_is_spoken(come, world, monkeypatch):
+    slow(monkeypatch, 0.05)
     visitor = come()
-    visitor.look(
-        "window.said = []; new MutationObserver(() => {"
-        f"const e = document.querySelector('{column(0)}'); const t = e ? e.innerText : '';"
-        "if (window.said.at(-1) !== t) window.said.push(t) })"
-        ".observe(document.body, {subtree: true, childList: true, characterData: true})"
-    )
-    ask(visitor, "Tell me everything.", 1)
+    watch(visitor, 0)
+    ask(visitor, FIND, 1, world.folder / "ball.png")
     texts = visitor.look("window.said.filter(t => !/Raw text/.test(t))")
-    lengths = sorted({len(text) for text in texts})
-    assert len(lengths) >= 3, texts
+    grown = list(dict.fromkeys(text.split(FIND)[-1].strip() for text in texts if FIND in text))
+    spoken = [text for text in grown if text and text != "…"]
+    assert len(spoken) >= 3, grown
+    assert all(after.startswith(before) for before, after in pairwise(spoken)), spoken
     assert world.idle()
 
 
@@ -253,7 +267,7 @@ def test_formulas_are_set_and_raw_text_is_a_click_away(come, world):
     ask(visitor, READ, 1, world.folder / "formula.png")
     assert visitor.look(f"document.querySelectorAll('{column(0)} .katex .sqrt').length") >= 1
     assert FORMULA not in visitor.text(f"{column(0)} pre")
-    visitor.click(f"{column(0)} button", "Raw text")
+    visitor.click(f"{column(0)} [role=button]", "Raw text")
     visitor.wait(f"document.querySelector('{column(0)}').innerText.includes({json.dumps(FORMULA)})")
 
 
@@ -264,7 +278,8 @@ def test_base_beside_tuned_and_the_truth(come, world):
     assert "red ball" in tuned
     assert "red ball(" not in base
     assert "Expected answer" in tuned
-    assert len(drawn(visitor, 0)) >= 1
+    for side in (0, 1):
+        assert len(drawn(visitor, side, ".thought-group")) == 1
 
 
 def test_an_example_is_chosen(come):
@@ -329,16 +344,8 @@ def test_what_cannot_be_asked_is_said(come, world, tmp_path):
 
 
 def test_who_leaves_is_not_answered(come, world, monkeypatch):
-    import vlmtune.serving.engine as engine
-
     visitor = come()
-    step = engine.Batch.step
-
-    def slowly(batch: Any) -> None:
-        time.sleep(0.2)
-        step(batch)
-
-    monkeypatch.setattr(engine.Batch, "step", slowly)
+    slow(monkeypatch, 0.2)
     visitor.write("Tell me everything.")
     visitor.send()
     visitor.wait("!!document.querySelector('#question .stop-button')")

@@ -11,7 +11,7 @@ from typing import Any
 
 from devtools import Browser, Tab
 
-SECONDS = 60.0
+SECONDS = 15.0
 BOX = "#question textarea"
 READY = f"!!document.querySelector({json.dumps(BOX)})"
 

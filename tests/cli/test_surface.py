@@ -21,7 +21,6 @@ VERBS = [
     "merge",
     "predict",
     "prepare",
-    "quickstart",
     "report",
     "reproduce",
     "serve",

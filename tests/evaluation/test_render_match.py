@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -137,14 +138,19 @@ def test_what_cannot_be_drawn_has_no_ink(latex):
 def test_the_process_may_die_or_hang_of_a_formula(monkeypatch):
     drawer = Drawer()
     try:
-        assert drawer.draw("x") is not None
+        drawn = drawer.draw("x")
+        assert drawn is not None
         assert drawer._process is not None
         first = drawer._process.pid
         drawer._process.kill()
         drawer._process.wait()
-        assert drawer.draw("x") is None  # what it died of cannot be drawn
-        assert drawer.draw("x") is not None
+        assert drawer.draw("x") == drawn  # it died of nothing that it was asked: drawn anew
         assert drawer._process.pid != first
+        second = drawer._process
+        os.kill(second.pid, signal.SIGSTOP)
+        threading.Timer(0.2, second.kill).start()
+        assert drawer.draw("x") is None  # what it dies of cannot be drawn
+        assert drawer.draw("x") == drawn
         monkeypatch.setattr(rendering, "WALL_SECONDS", 0.1)
         os.kill(drawer._process.pid, signal.SIGSTOP)
         assert drawer.draw("y") is None

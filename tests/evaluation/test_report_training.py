@@ -7,7 +7,7 @@ from report_samples import Page
 from vlmtune.evaluation.plots import Series, curve, points_of, value_axis
 from vlmtune.evaluation.report import report_html
 from vlmtune.evaluation.report_content import ReportContent
-from vlmtune.evaluation.report_training import learning_rates
+from vlmtune.evaluation.report_training import learning_rates, probe_points
 
 
 def test_losses_that_are_not_finite_are_left_out_and_counted():
@@ -115,10 +115,19 @@ def test_each_part_has_the_learning_rate_that_its_weights_had(tmp_path, make_rec
 
 
 def test_metrics_on_the_probe_are_drawn_with_their_names():
-    probes = {"exact_match": [(1.0, 0.1), (2.0, 0.4)], "cer": [(1.0, 0.9), (2.0, 0.5)]}
-    page = page_of(probes=probes)
+    steps = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": 1.0, "probe_metrics": {"exact_match": 0.1, "cer": 0.9, "gone": 1.0}},
+        {"step": 4, "loss": 0.5, "probe_metrics": {"exact_match": 0.4, "cer": None}},
+        {"step": 6, "loss": 0.4, "probe_metrics": {"exact_match": 0.5, "cer": 0.2}},
+    ]
+    assert probe_points(steps) == {
+        "exact_match": [(2.0, 0.1), (4.0, 0.4), (6.0, 0.5)],
+        "cer": [(2.0, 0.9), (6.0, 0.2)],
+    }
+    page = page_of(steps=steps)
     assert {"Exact match", "CER on the probe"} <= {*page.inside("span"), *page.inside("b")}
-    assert len(page.of("polyline")) == 3 + 2
+    assert len(page.of("polyline")) == 1 + 2
 
 
 def test_the_limit_of_clipping_is_drawn():

@@ -239,3 +239,18 @@ def test_only_rows_that_both_answered_are_compared(finished, tiny_data):
     content = write_summary(finished)
     assert (content.rows, content.metrics) == ([], [])
     assert "The model was not evaluated" in finished.report.read_text(encoding="utf-8")
+
+
+def test_what_happened_on_the_way_is_said(finished):
+    assert report_content(finished).history == []
+    ledger(
+        finished,
+        {"event": "changed", "changes": ["training.epochs: 1 is now 2"]},
+        {"event": "resumed", "step": 1200, "commit": None},
+        {"event": "stopped_early", "step": 1400, "best_step": 1300, "cer": 0.1},
+    )
+    assert report_content(finished).history == [
+        "went on although something changed: training.epochs: 1 is now 2",
+        "stopped and resumed after step 1,200",
+        "ended early after step 1,400: nothing was gained any more",
+    ]

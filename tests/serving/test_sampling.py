@@ -44,7 +44,7 @@ def test_a_row_draws_alike_whatever_stands_beside_it():
 def test_the_frequencies_are_the_probabilities():
     row = logits(1)
     probability = (row.double() / 0.7).softmax(dim=-1)[0]
-    draws = 20_000
+    draws = 6000
     picks = choose(row.expand(draws, -1), [wish(seed, 0.7) for seed in range(draws)])
     counts = torch.bincount(torch.tensor([pick.token for pick in picks]), minlength=VOCABULARY)
     error = (counts / draws - probability).abs()

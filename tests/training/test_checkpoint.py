@@ -170,7 +170,7 @@ class World:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         saver = Saver(
-            self.folder, self.strategy, lambda: {}, lambda out, _: write(out), keep=99, behind=False
+            self.folder, self.strategy, dict, lambda out, _: write(out), keep=99, behind=False
         )
         saver.save(State(step=step))
         return self.folder / f"step-{step:06d}"

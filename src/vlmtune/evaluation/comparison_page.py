@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmtune.evaluation.comparison import (
@@ -14,11 +14,12 @@ from vlmtune.evaluation.comparison import (
     metric_names,
 )
 from vlmtune.evaluation.markup import Html, group, tag
-from vlmtune.evaluation.metrics import find
+from vlmtune.evaluation.metrics import METRICS, find
 from vlmtune.evaluation.page import document
-from vlmtune.evaluation.plots import Point, Series, curve, palette, points_of, whiskers
+from vlmtune.evaluation.plots import Series, curve, palette, points_of, whiskers
 from vlmtune.evaluation.report_results import bracketed, claim, scale_end
 from vlmtune.evaluation.report_style import STYLE
+from vlmtune.evaluation.report_training import probe_points
 from vlmtune.evaluation.report_words import (
     DASH,
     counted,
@@ -52,24 +53,18 @@ td.differs { background: var(--none-soft); color: var(--none); font-weight: 620;
 """
 
 
-def comparison_html(
-    title: str,
-    lines: Sequence[RunLine],
-    rankings: Sequence[Ranking] = (),
-    probes: Mapping[str, Mapping[str, Sequence[Point]]] | None = None,
-) -> str:
+def comparison_html(title: str, lines: Sequence[RunLine], rankings: Sequence[Ranking] = ()) -> str:
     """The page; the same runs give the same bytes.
 
     Args:
         title: What is compared.
         lines: The runs, in the order in which they are shown; each keeps its colour.
         rankings: Comparisons on the same rows.
-        probes: Metrics during training by the run's name: (step, value) by metric.
     """
     sections = [
         ("runs", "Runs", _runs(lines)),
         ("metrics", "Metrics", _metrics(lines, rankings)),
-        ("curves", "Curves", _curves(lines, probes or {})),
+        ("curves", "Curves", _curves(lines)),
         ("options", "What differs", _options(lines)),
     ]
     return document(
@@ -224,8 +219,8 @@ def _ranking(ranking: Ranking) -> Html:
     )
 
 
-def _curves(lines: Sequence[RunLine], probes: Mapping[str, Mapping[str, Sequence[Point]]]) -> Html:
-    figures = [figure for figure in _figures(lines[-MOST_CURVES:], lines, probes) if figure]
+def _curves(lines: Sequence[RunLine]) -> Html:
+    figures = [figure for figure in _figures(lines) if figure]
     if not figures:
         return Html("")
     words = f"Of {len(lines):,} runs, the last {MOST_CURVES} are drawn."
@@ -237,12 +232,8 @@ def _curves(lines: Sequence[RunLine], probes: Mapping[str, Mapping[str, Sequence
     )
 
 
-def _figures(
-    shown: Sequence[RunLine],
-    lines: Sequence[RunLine],
-    probes: Mapping[str, Mapping[str, Sequence[Point]]],
-) -> Iterator[Html]:
-    colours = {line.name: number for number, line in enumerate(lines, start=1)}
+def _figures(lines: Sequence[RunLine]) -> Iterator[Html]:
+    shown = list(enumerate(lines, start=1))[-MOST_CURVES:]
     for key, title, unit, noisy in (
         ("loss", "Loss", "per trained token", True),
         ("probe_loss", "Loss on the probe", "per trained token", False),
@@ -250,15 +241,11 @@ def _figures(
         ("gradient_norm", "Gradient norm", "before clipping", True),
         ("samples_per_second", "Throughput", "samples a second", True),
     ):
-        series = [
-            Series(line.name, points_of(line.steps, key), colours[line.name]) for line in shown
-        ]
+        series = [Series(line.name, points_of(line.steps, key), number) for number, line in shown]
         yield curve(title, unit, series, smoothed=noisy)
-    for name in metric_names(lines):
-        series = [
-            Series(line.name, probes.get(line.name, {}).get(name, ()), colours[line.name])
-            for line in shown
-        ]
+    probes = {number: probe_points(line.steps) for number, line in shown}
+    for name in METRICS:
+        series = [Series(line.name, probes[number].get(name, ()), number) for number, line in shown]
         yield curve(f"{metric_words(name)} on the probe", "", series, smoothed=False)
 
 

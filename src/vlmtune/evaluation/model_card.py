@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vlmtune.evaluation.markup import visible
-from vlmtune.evaluation.report_content import ReportContent, headline, ledger_words
+from vlmtune.evaluation.report_content import ReportContent, cut_words, headline, ledger_words
 from vlmtune.evaluation.report_words import (
     difference_words,
     estimate_words,
@@ -90,6 +90,9 @@ def _results(content: ReportContent) -> str:
         )
         lines.append(f"| {' | '.join(plain(cell) for cell in cells)} |")
     lines += ["", "Brackets are 95 % intervals; differences are paired over the same rows."]
+    after = content.answers.get("after")
+    if after is not None and after.cut:
+        lines += ["", plain(f"After training {cut_words(after)}")]
     if content.merged:
         lines += ["", "Measured on what was trained, before it was merged into these weights."]
     return "\n".join(lines)

@@ -55,6 +55,8 @@ class Drawer:
     def draw(self, latex: str) -> bytes | None:
         """Size and packed bits of a formula's ink, or None."""
         with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._stop()  # it died of nothing that it was asked to draw
             connection = self._connection or self._start()
             try:
                 connection.send_bytes(latex.encode(errors="replace"))

@@ -136,8 +136,8 @@ class ReportContent:
         environment: Versions, git commit, hardware; may be nested.
         data: Fingerprint and counts; may be nested.
         steps: Rows of ``metrics.jsonl``: ``step`` and any of ``loss``, ``probe_loss``,
-            ``learning_rate``, ``gradient_norm``, ``samples_per_second``, ``tokens_per_second``.
-        probes: Metrics on the probe during training: (step, value) by metric.
+            ``learning_rate``, ``gradient_norm``, ``samples_per_second``, ``probe_metrics`` (values
+            by metric).
         rates: Learning rate of each part that trains, as a multiple of the logged one; empty where
             all have the logged one.
         clip: Largest norm of a step's gradient; 0: not clipped.
@@ -167,7 +167,6 @@ class ReportContent:
     environment: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     steps: Sequence[Mapping[str, Any]] = ()
-    probes: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     clip: float = 0.0
     trainability: Sequence[Mapping[str, Any]] = ()
@@ -283,6 +282,23 @@ def moved_words(content: ReportContent) -> str:
     return (
         f"Of {counted(sum(change), 'row')}, {better:,} scored better after training than before, "
         f"{same:,} the same, {worse:,} worse."
+    )
+
+
+def cut_words(answers: Answers) -> str:
+    """How many answers were cut at the limit, and how long they are; nothing if not known."""
+    if answers.cut is None:
+        return ""
+    limit = f" of {counted(answers.limit, 'token')}" if answers.limit else ""
+    length = ""
+    if answers.tokens is not None and answers.rows:
+        length = f", {answers.tokens / answers.rows:,.0f} tokens long on average"
+    if not answers.cut:
+        return f"no answer was cut at the limit{limit}{length}."
+    return (
+        f"{answers.cut:,} of {counted(answers.rows, 'answer')} "
+        f"({100 * answers.cut / answers.rows:.0f} %) were cut at the limit{limit}{length}; where "
+        "they should have gone on, set evaluation.max_new_tokens higher."
     )
 
 

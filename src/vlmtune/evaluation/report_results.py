@@ -15,7 +15,7 @@ from vlmtune.evaluation.markup import Html, group, tag
 from vlmtune.evaluation.metric import Array
 from vlmtune.evaluation.metrics import find
 from vlmtune.evaluation.plots import whiskers
-from vlmtune.evaluation.report_content import Answers, ReportContent, Slicing
+from vlmtune.evaluation.report_content import ReportContent, Slicing, cut_words
 from vlmtune.evaluation.report_words import (
     counted,
     difference_words,
@@ -150,28 +150,12 @@ def _answers(content: ReportContent) -> Iterator[Html]:
         tag("li", tag("b", f"{label}: ") if len(content.labels) > 1 else "", words)
         for when, label in content.labels.items()
         if when in content.answers
-        for words in (_cut_words(content.answers[when]), *content.answers[when].remarks)
+        for words in (cut_words(content.answers[when]), *content.answers[when].remarks)
         if words
     ]
     if lines:
         yield tag("h3", "Beside the metrics")
         yield tag("ul", *lines, class_="remarks")
-
-
-def _cut_words(answers: Answers) -> str:
-    if answers.cut is None:
-        return ""
-    limit = f" of {counted(answers.limit, 'token')}" if answers.limit else ""
-    length = ""
-    if answers.tokens is not None and answers.rows:
-        length = f", {answers.tokens / answers.rows:,.0f} tokens long on average"
-    if not answers.cut:
-        return f"no answer was cut at the limit{limit}{length}."
-    return (
-        f"{answers.cut:,} of {counted(answers.rows, 'answer')} "
-        f"({100 * answers.cut / answers.rows:.0f} %) were cut at the limit{limit}{length}; where "
-        "they should have gone on, set evaluation.max_new_tokens higher."
-    )
 
 
 # Slices

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlmtune.evaluation.markup import Html, group, tag
-from vlmtune.evaluation.metrics import find
-from vlmtune.evaluation.plots import Series, curve, points_of
+from vlmtune.evaluation.metrics import METRICS, find
+from vlmtune.evaluation.plots import Point, Series, curve, points_of
 from vlmtune.evaluation.report_content import ReportContent
 from vlmtune.evaluation.report_words import metric_words
 
@@ -43,12 +43,23 @@ def _curves(content: ReportContent) -> Iterator[Html]:
     norm = Series("", points_of(steps, "gradient_norm"))
     clipped = f"before clipping at {content.clip:g}" if content.clip else "not clipped"
     yield curve("Gradient norm", clipped, [norm], limit=content.clip or None)
-    yield from _probes(content.probes)
+    yield from _probes(probe_points(steps))
     rate = Series("", points_of(steps, "samples_per_second"))
     yield curve("Throughput", "samples a second", [rate])
 
 
-def _probes(probes: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator[Html]:
+def probe_points(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
+    """Metrics of the probe's answers during training: (step, value) by metric."""
+    measured = [
+        {"step": step.get("step"), **step["probe_metrics"]}
+        for step in steps
+        if isinstance(step.get("probe_metrics"), Mapping)
+    ]
+    names = {name for record in measured for name in record}
+    return {name: points_of(measured, name) for name in METRICS if name in names}
+
+
+def _probes(probes: Mapping[str, Sequence[Point]]) -> Iterator[Html]:
     """Metrics of shares in one picture, the others in one each."""
     shares = [name for name in probes if find(name).range == (0.0, 1.0)]
     if shares:

@@ -19,9 +19,8 @@ from vlmtune.evaluation.answered import with_answers
 from vlmtune.evaluation.model_card import write_model_card
 from vlmtune.evaluation.report import write_report
 from vlmtune.evaluation.report_content import ReportContent
-from vlmtune.evaluation.run import METRICS, Evaluation
+from vlmtune.evaluation.run import Evaluation
 from vlmtune.files import read_lines, write_json
-from vlmtune.runs.checkpoints import NAME
 from vlmtune.runs.folder import RunFolder
 
 DIFFERENCES = "differences.json"  # beside the evaluations
@@ -70,7 +69,6 @@ def report_content(folder: RunFolder, slices: Sequence[str] = ()) -> ReportConte
         environment=_read_json(folder.environment),
         data={key: value for key, value in data.items() if key != "ledger"},
         steps=with_rates(folder.steps()),
-        probes=probes(folder),
         rates=_rates(recipe, trainability),
         clip=recipe.get("training", {}).get("clip", 0.0),
         trainability=trainability,
@@ -161,19 +159,6 @@ def with_rates(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return records
 
 
-def probes(folder: RunFolder) -> dict[str, list[tuple[float, float]]]:
-    """Metrics of the evaluations during training: (step, value) by metric."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    parent = folder.evaluation("before").parent
-    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
-    for name, match in sorted((name, NAME.match(name)) for name in names):
-        file = folder.evaluation(name) / METRICS
-        if match is not None and file.is_file():
-            for metric, value in _read_json(file)["metrics"].items():
-                found.setdefault(metric, []).append((float(match[1]), value["value"]))
-    return found
-
-
 def _trainability(folder: RunFolder) -> list[dict[str, Any]]:
     """What the first gradients said of each part; of a resumed run, the last time."""
     parts: list[dict[str, Any]] = []
@@ -198,6 +183,8 @@ def _history(folder: RunFolder) -> Iterator[str]:
     for record in read_lines(folder.ledger):
         if record["event"] == "resumed":
             yield f"stopped and resumed after step {record['step']:,}"
+        elif record["event"] == "stopped_early":
+            yield f"ended early after step {record['step']:,}: nothing was gained any more"
         elif record["event"] == "changed":
             yield f"went on although something changed: {'; '.join(record['changes'])}"
 

@@ -15,7 +15,6 @@ from vlmtune.files import write_text
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.state import damaged_files
 from vlmtune.training.listing import list_runs as found_runs
-from vlmtune.training.summary import probes
 
 
 def list_runs(
@@ -48,16 +47,14 @@ def list_runs(
 
 def _page(title: str, lines: Sequence[RunLine]) -> str:
     answered: dict[str, Evaluation] = {}
-    during = {}
     for line in lines:
         run = RunFolder(line.path)
         if damaged_files(run):
             continue
-        during[line.name] = probes(run)
         evaluation = Evaluation.read(run.evaluation("after"))
         if evaluation is not None:
             answered[line.name] = evaluation
-    return comparison_html(f"Runs in {title}", lines, rankings(lines, answered), during)
+    return comparison_html(f"Runs in {title}", lines, rankings(lines, answered))
 
 
 def described(line: RunLine) -> dict[str, Any]:
