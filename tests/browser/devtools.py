@@ -13,7 +13,7 @@ import select
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Browser:
         self._buffer = b""
         self._number = 0
         self.events: list[dict[str, Any]] = []
+        self.targets: list[str] = []
 
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; events that come before it are kept."""
@@ -106,6 +107,11 @@ class Browser:
         value: dict[str, Any] = json.loads(message)
         return value
 
+    def close_tabs(self) -> None:
+        """Close what ``Tab.open`` opened: each is a process of its own."""
+        while self.targets:
+            self.call("Target.closeTarget", targetId=self.targets.pop())
+
     def close(self) -> None:
         """End the browser."""
         try:
@@ -127,14 +133,12 @@ class Tab:
         session: The protocol's name of this tab.
         width: Of the window, in CSS pixels.
         height: Of the window.
-        seen: Events of the page that it shows.
     """
 
     browser: Browser
     session: str
     width: int
     height: int
-    seen: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -142,6 +146,7 @@ class Tab:
     ) -> Tab:
         """Open a file as a window of this width shows it; 480 pixels and less are a phone's."""
         target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        browser.targets.append(target)
         session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = cls(browser, session, width, height)
         for domain in ("Page", "Runtime", "Log", "Network"):

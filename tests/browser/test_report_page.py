@@ -68,6 +68,7 @@ PAGES = {"report": lambda text: report_html(content(text)), "runs": compared}
 
 
 def opened(browser, source: str, folder: Path, **window) -> Tab:
+    browser.close_tabs()
     file = folder / "page.html"
     file.write_text(source, encoding="utf-8")
     return Tab.open(browser, file, **window)

@@ -165,17 +165,23 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def come(world: World, browser: Browser, tmp_path: Path) -> Any:
-    """Open the page as a new visitor."""
+def come(world: World, browser: Browser, tmp_path: Path) -> Iterator[Any]:
+    """Open the page as a new visitor, who leaves with the test."""
+    visitors = []
 
     def come(**options: Any) -> Visitor:
         visitor = Visitor.come(browser, world.url, tmp_path / "blank.html", **{**DESK, **options})
+        visitors.append(visitor)
         visitor.wait(READY)
         visitor.wait("document.body.innerText.includes('Regenerate') || "
                      "document.body.innerText.includes('重新生成')")  # fmt: skip
         return visitor
 
-    return come
+    yield come
+    # Each holds a connection, and a browser opens only six to one host.
+    for visitor in visitors:
+        visitor.tab.call("Page.close")
+    assert world.idle()
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -403,3 +409,4 @@ def test_events_from_elsewhere(world, tmp_path):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=10)
         assert caught.value.code == 400
+        caught.value.close()

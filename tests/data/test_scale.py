@@ -193,7 +193,7 @@ def counting(started: Counter[int], kind: type) -> Callable[[Task], Any]:
 
 
 def children() -> list[psutil.Process]:
-    """Processes of ``prepare``; that of the metrics, which draws formulas, stays for the session."""
+    """Processes of ``prepare``; that which draws formulas for the metrics stays for the session."""
     return [
         child
         for child in psutil.Process().children()

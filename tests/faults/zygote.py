@@ -30,7 +30,8 @@ import torch
 from tiny_world import tiny_recipe
 from vlmtune.errors import VlmtuneError
 from vlmtune.runs import checkpoints as sealing
-from vlmtune.training import checkpoint, loop
+from vlmtune.training import checkpoint, loop, saving
+from vlmtune.training.distributed import strategy
 from vlmtune.verbs import merge, train
 
 
@@ -106,6 +107,7 @@ class Events:
 
     def install(self) -> None:
         self.tear(checkpoint, "save_file")
+        self.tear(strategy, "save_file")
         self.tear_lines(loop, "append_lines")
         for place, name in (
             (os, "fsync"),
@@ -118,8 +120,9 @@ class Events:
             (sealing, "_sha256"),
         ):
             self.watch(place, name)
-        self.enter(loop, "save_checkpoint", "save")
-        self.enter(loop, "prune", "prune")
+        self.enter(saving, "make_room", "save")
+        self.enter(saving, "write_checkpoint", "save")
+        self.enter(saving, "prune", "prune")
         self.enter(train, "run", "loop")
         self.enter(train, "write_summary", "summary")
 
@@ -160,7 +163,11 @@ def work(job: dict[str, Any], out: Path) -> None:
     if "merge" in job:
         merge.merge(job["merge"], job["out"])
     else:
-        recipe = tiny_recipe(Path(job["base"]), Path(job["data"]), **job["changes"])
+        # Written behind the training, events would come in another order each time; a kill at some
+        # time or other needs no order.
+        behind = "event" not in job and "after" in job
+        changes = {"training__save_behind": behind, **job["changes"]}
+        recipe = tiny_recipe(Path(job["base"]), Path(job["data"]), **changes)
         train.train(recipe, run_dir=job["run"], resume=job.get("resume", False))
     (out / "events").write_text(json.dumps(events.seen), encoding="utf-8")
     (out / "modules").write_text("\n".join(sys.modules), encoding="utf-8")

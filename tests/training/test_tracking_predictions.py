@@ -76,7 +76,11 @@ def test_both_boxes_are_drawn_where_they_are():
 
 def test_a_box_stands_on_its_own_picture():
     pair = row(picture((400, 200), colour="white"), picture((400, 300), colour="white"))
-    image = drawn(pair, said(boxes=(Box(1, "", (100.0, 100.0, 300.0, 280.0)),)), ImagePolicy())
+    answer = said(
+        boxes=(Box(1, "", (100.0, 100.0, 300.0, 280.0)),),
+        truth=(Box(1, "", (90.0, 90.0, 290.0, 270.0)),),
+    )
+    image = drawn(pair, answer, ImagePolicy())
     assert image.size == (400 + predictions.GAP + 400, 300)
     left = image.crop((0, 0, 400, 300))
     assert left.getcolors() == [(400 * 300, (255, 255, 255))]

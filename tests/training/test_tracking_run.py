@@ -15,8 +15,8 @@ from vlmtune.data.dataset import PreparedDataset
 from vlmtune.data.media import ImagePolicy, open_image
 from vlmtune.evaluation.run import Evaluation
 from vlmtune.files import write_lines
-from vlmtune.training.tracking import background
 from vlmtune.training.tracking.service import SERVICES, Service
+from vlmtune.verbs import train as verb
 from vlmtune.verbs.train import train
 
 events = pytest.importorskip(
@@ -26,7 +26,7 @@ EVALUATION = {
     "probe": 4,
     "generate_every": 3,
     "limit": 4,
-    "max_new_tokens": 12,
+    "max_new_tokens": 4,
     "metrics": ["exact_match", "edit_similarity"],
 }
 TRACKING = {"to": ["tensorboard", "swanlab", "wandb"], "project": "formulas"}
@@ -45,13 +45,12 @@ def recipe(make_recipe):
 
 @pytest.fixture(scope="module")
 def run(recipe, tmp_path_factory):
-    """A run shown in TensorBoard, and to two trackers that hang and die."""
+    """A run shown in TensorBoard, and to two trackers that die and fail."""
     folder = tmp_path_factory.mktemp("tracked") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        for name, kind in (("swanlab", "Hangs_log"), ("wandb", "Dies_open")):
+        for name, kind in (("swanlab", "Dies_log"), ("wandb", "Fails_open")):
             fake = Service(package="json", tracker=f"fake_trackers:{kind}", modes=("offline",))
             patch.setitem(SERVICES, name, fake)
-        patch.setattr(background, "CLOSE_S", 0.8)
         train(recipe, run_dir=folder)
     return folder
 
@@ -177,3 +176,19 @@ def test_a_resumed_run_goes_on_in_the_same_place(run, recipe, tmp_path):
     assert [step for step, _ in scalars(shown, "train/loss")] == [1, 2, 4, 6]
     assert [picture.step for picture in shown.Images("Prediction/00")] == [0, 3, 6]
     assert text(shown, "hyperparameters", 0)
+
+
+def test_a_missing_tracker_is_said_before_anything_long(make_recipe, tmp_path, monkeypatch, caplog):
+    class EnoughError(Exception):
+        pass
+
+    def load(*_, **__):
+        raise EnoughError
+
+    absent = Service(package="not_installed_anywhere", tracker="", modes=("offline",))
+    monkeypatch.setitem(SERVICES, "swanlab", absent)
+    monkeypatch.setattr(verb, "load_start", load)
+    with pytest.raises(EnoughError):
+        train(make_recipe(tracking__to=["swanlab"]), run_dir=tmp_path / "run")
+    (warning,) = (r.getMessage() for r in caplog.records if "not_installed_anywhere" in r.message)
+    assert "pip install" in warning

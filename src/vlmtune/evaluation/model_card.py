@@ -90,9 +90,9 @@ def _results(content: ReportContent) -> str:
         )
         lines.append(f"| {' | '.join(plain(cell) for cell in cells)} |")
     lines += ["", "Brackets are 95 % intervals; differences are paired over the same rows."]
-    after = content.answers.get("after")
-    if after is not None and after.cut:
-        lines += ["", plain(f"After training {cut_words(after)}")]
+    answered = content.answers.get("after")
+    if answered is not None and answered.cut:
+        lines += ["", plain(f"After training {cut_words(answered)}")]
     if content.merged:
         lines += ["", "Measured on what was trained, before it was merged into these weights."]
     return "\n".join(lines)

@@ -34,6 +34,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report.html"
         self.card = self.path / "README.md"
+        self.differences = self.path / "differences.json"  # after compared with before
         self.result = self.path / "result.json"
 
     def __str__(self) -> str:

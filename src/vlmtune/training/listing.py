@@ -15,7 +15,7 @@ from vlmtune.evaluation.intervals import Difference, Estimate
 from vlmtune.evaluation.run import METRICS
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.state import find_runs, state_of
-from vlmtune.training.summary import DIFFERENCES, totals, with_rates
+from vlmtune.training.summary import totals, with_rates
 
 T = TypeVar("T")
 EMPTY: Mapping[str, Any] = {}
@@ -121,7 +121,7 @@ def _difference(
     run: RunFolder, metric: str, before: Mapping[str, Estimate], after: Mapping[str, Estimate]
 ) -> Difference | None:
     """The stored comparison, if it is of these evaluations: a run may have been changed since."""
-    found = _or(lambda: Difference(**_read(run.evaluation(DIFFERENCES))[metric]), None)
+    found = _or(lambda: Difference(**_read(run.differences)[metric]), None)
     if found is None or metric not in before or metric not in after:
         return None
     same = abs(found.value - (after[metric].value - before[metric].value)) < 1e-9

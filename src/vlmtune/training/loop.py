@@ -196,19 +196,20 @@ def _train_step(job: Job, step: Step, batches: list[PackedBatch], started: float
     (loss_value,) = ranks.total(float(_backward(job, batches, labels)))
     strategy.add_up()
     if not job.proof.complete:
-        job.proof.observe(step.number, images=ranks.any(_have_images(job.family, batches)))
-    norm_value = strategy.clip(job.config.clip)
+        images = ranks.any(_have_images(job.family, batches))
+        job.proof.observe(step.number, strategy.norms(), images=images)
+        if job.proof.complete:
+            strategy.stop_watching()
     rate = learning_rate(job.config, step.number, job.plan.steps)
     set_learning_rates(strategy.optimizer, job.config, step.number, job.plan.steps)
-    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-    strategy.step(finite=finite)
+    norm_value = strategy.move(job.config.clip, finite=math.isfinite(loss_value))
     return StepReport(
         step=step.number,
         steps=job.plan.steps,
         loss=loss_value,
         learning_rate=rate,
         gradient_norm=norm_value,
-        applied=finite,
+        applied=math.isfinite(loss_value) and math.isfinite(norm_value),
         samples=len(step.rows),
         tokens=tokens,
         labels=labels,
@@ -223,7 +224,7 @@ def _backward(job: Job, batches: Sequence[PackedBatch], labels: int) -> Tensor:
     total = torch.zeros((), device=device)
     for batch in batches:
         with autocast(job.config, device):
-            loss = summed_loss(job.model, job.family, batch.to(device)) / labels
+            loss = summed_loss(job.strategy.module, job.family, batch.to(device)) / labels
         job.strategy.backward(loss)
         total += loss.detach()
     return total

@@ -23,8 +23,6 @@ from vlmtune.evaluation.run import Evaluation
 from vlmtune.files import read_lines, write_json
 from vlmtune.runs.folder import RunFolder
 
-DIFFERENCES = "differences.json"  # beside the evaluations
-
 
 def write_summary(folder: RunFolder, slices: Sequence[str] = ()) -> ReportContent:
     """Write ``report.html`` and ``README.md`` from what lies in the run's folder.
@@ -43,7 +41,7 @@ def write_summary(folder: RunFolder, slices: Sequence[str] = ()) -> ReportConten
     write_model_card(folder.card, content)
     if content.differences is not None:
         found = {name: asdict(each) for name, each in content.differences.items()}
-        write_json(folder.evaluation(DIFFERENCES), found)
+        write_json(folder.differences, found)
     return content
 
 

@@ -10,8 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlmtune.errors import VlmtuneError
 from vlmtune.models.family import FamilyFacts
@@ -62,7 +61,9 @@ class TrainabilityProof:
     def __init__(
         self, model: nn.Module, facts: FamilyFacts, parameters: Mapping[str, nn.Parameter]
     ) -> None:
-        self._model, self._facts, self._parameters = model, facts, parameters
+        self._model, self._facts = model, facts
+        # By name: what is cut among processes later is other objects, and smaller ones.
+        self._sizes = {name: parameter.numel() for name, parameter in parameters.items()}
         self._trained = parts_of(parameters, facts)
         whole = count_parts(model, facts, trainable=False)
         self._rows = {
@@ -79,11 +80,12 @@ class TrainabilityProof:
         """What is known so far, a row a part."""
         return list(self._rows.values())
 
-    def observe(self, step: int, *, images: bool) -> None:
+    def observe(self, step: int, norms: Mapping[str, float], *, images: bool) -> None:
         """Look at the gradients of a step, before they are clipped.
 
         Args:
             step: The step's number.
+            norms: Norm of the gradient of each parameter that trains and has one, by name.
             images: Whether it had an image; without one, vision tower and projector show nothing.
 
         Raises:
@@ -96,7 +98,7 @@ class TrainabilityProof:
             if strays:
                 raise TrainabilityError(self._stray(part, strays, step))
             if part in self._trained:
-                row = self._measured(row)
+                row = self._measured(row, norms)
                 if not row.gradient_norm:
                     raise TrainabilityError(self._idle(row, step))
                 if not math.isfinite(row.gradient_norm):
@@ -104,16 +106,15 @@ class TrainabilityProof:
             self._rows[part] = replace(row, step=step)
 
     def _size(self, part: Part) -> int:
-        return sum(parameter.numel() for _, parameter in self._of(part))
+        return sum(self._sizes[name] for name in self._of(part))
 
-    def _of(self, part: Part) -> list[tuple[str, nn.Parameter]]:
-        facts = self._facts
-        return [(name, p) for name, p in self._parameters.items() if part_of(name, facts) == part]
+    def _of(self, part: Part) -> list[str]:
+        return [name for name in self._sizes if part_of(name, self._facts) == part]
 
-    def _measured(self, row: PartGradient) -> PartGradient:
+    def _measured(self, row: PartGradient, norms: Mapping[str, float]) -> PartGradient:
         total, without = 0.0, 0
-        for name, parameter in self._of(row.part):
-            norm = _norm(parameter.grad)
+        for name in self._of(row.part):
+            norm = norms.get(name, 0.0)
             total += norm**2
             without += norm == 0 and ".lora_A." not in name
         return replace(row, gradient_norm=math.sqrt(total), without_gradient=without)
@@ -124,13 +125,14 @@ class TrainabilityProof:
             name
             for name, parameter in self._model.named_parameters()
             if parameter.grad is not None
-            and name not in self._parameters
+            and name not in self._sizes
             and part_of(name, self._facts) == part
         ]
 
     def _idle(self, row: PartGradient, step: int) -> str:
-        frozen = sum(not parameter.requires_grad for _, parameter in self._of(row.part))
-        tensors = len(self._of(row.part))
+        names = self._of(row.part)
+        frozen = sum(not self._model.get_parameter(name).requires_grad for name in names)
+        tensors = len(names)
         cause = (
             f"{frozen} of them do not ask for one (requires_grad is off since the run began)"
             if frozen
@@ -151,7 +153,3 @@ class TrainabilityProof:
             "recipe's tuning was applied. The step was not applied. If they are meant to train, "
             "name the part in tuning.train, or modules in tuning.modules_to_save"
         )
-
-
-def _norm(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient.float()))

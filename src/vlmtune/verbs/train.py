@@ -314,7 +314,7 @@ class _Run:
                 keep=config.keep,
                 behind=config.save_behind,
             ),
-            proof=TrainabilityProof(tuned.model, facts, strategy.parameters),
+            proof=proof,
             watch=measuring.watch(tuned.model, strategy, encoder, plan),
             state=state,
             on_step=lambda report: self._on_step(report, measuring.trackers),

@@ -88,6 +88,7 @@ class Sharded(Strategy):
     """Every process holds a slice of everything."""
 
     in_step: ClassVar[bool] = True
+    cuts_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Connections of their own: slices are written while training goes on.

@@ -42,7 +42,9 @@ class Strategy:
         optimizer: Of these parameters.
         scaler: The fp16 gradient scaler; disabled otherwise.
         device: Where the model computes; offloaded weights lie elsewhere.
+        module: What is called instead of the model while it trains.
         in_step: Whether all processes must forward equally often, and alike each time.
+        cuts_weights: Whether they must do so where nothing trains, too.
     """
 
     ranks: Ranks
@@ -50,7 +52,9 @@ class Strategy:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
+    module: nn.Module
     in_step: ClassVar[bool] = False
+    cuts_weights: ClassVar[bool] = False
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one forward's loss to this process's."""
@@ -64,19 +68,35 @@ class Strategy:
         if self._moves:
             self.scaler.unscale_(self.optimizer)
 
-    def clip(self, limit: float) -> float:
-        """Scale the gradients down to a norm of ``limit`` (0: leave them); returns their norm."""
-        most = limit if limit > 0 else math.inf
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), most)
-        return float(whole(norm))
+    def norms(self) -> dict[str, float]:
+        """Norm of each parameter's gradient in this step, where it has one; all processes ask."""
+        return {
+            name: float(whole(torch.linalg.vector_norm(parameter.grad.float())))
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None
+        }
 
-    def step(self, *, finite: bool) -> None:
-        """Move the weights, unless a gradient is not finite; then forget the gradients."""
+    def stop_watching(self) -> None:
+        """Nobody will ask for ``norms`` again."""
+
+    def move(self, limit: float, *, finite: bool) -> float:
+        """Clip the gradients, move the weights, forget the gradients.
+
+        Args:
+            limit: The norm to scale the gradients down to; 0 leaves them.
+            finite: Whether the loss is. Weights are not moved by what is not finite.
+
+        Returns:
+            The gradients' norm before.
+        """
+        most = limit if limit > 0 else math.inf
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters.values(), most)))
         # The scaler leaves a step out by itself where a gradient overflowed, and lowers its scale.
-        if self._moves and (finite or self.scaler.is_enabled()):
+        if self._moves and ((finite and math.isfinite(norm)) or self.scaler.is_enabled()):
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole copies in the memory of the CPU; in the first process, nothing in the others.

@@ -35,7 +35,7 @@ QUEUED_BYTES = 64 * 2**20  # a tracker may lag behind by this much
 
 START = (
     "import json, sys; sys.path = json.loads(sys.argv[1]); "
-    "from vlmtune.training.tracking.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+    "from vlmtune.training.tracking.worker import main; main(*map(int, sys.argv[2:]))"
 )
 SECRET = re.compile(r"[A-Za-z0-9_\-]{20,}|(?<=://)[^/@\s]+(?=@)")
 
@@ -90,9 +90,10 @@ class Worker:
         to_read, self._calls = os.pipe()
         self._reports, to_write = os.pipe()
         self._line = b""
+        numbers = map(str, (to_read, to_write, os.getpid()))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, json.dumps(sys.path), str(to_read), str(to_write)],
+                [sys.executable, "-c", START, json.dumps(sys.path), *numbers],
                 stdin=subprocess.DEVNULL,  # nobody answers questions
                 stdout=subprocess.DEVNULL,  # ours is the user's, and may be a line of JSON
                 stderr=subprocess.DEVNULL,

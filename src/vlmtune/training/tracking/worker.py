@@ -61,13 +61,15 @@ class Finish:
 Call = Log | Show | Finish
 
 
-def main(calls: int, reports: int) -> None:
+def main(calls: int, reports: int, parent: int) -> None:
     """Open a tracker and do what is asked until there is nothing more.
 
     Args:
         calls: Descriptor to read from: ``module:class`` of the tracker, its ``Opening``, calls.
         reports: Descriptor to write to: lines of JSON, each with one of ``opened`` (the place where
-            the run can be looked at), ``failed`` (to open), ``error`` (a call), ``finished``.
+            the run can be looked at), ``failed`` (to open), ``error`` (the first call that
+            failed), ``finished``.
+        parent: The run's process.
     """
     os.nice(NICE)
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the training, which then tells us
@@ -75,7 +77,7 @@ def main(calls: int, reports: int) -> None:
     sys.argv = ["vlmtune"]  # services write down how the program was called
     for descriptor in (calls, reports):
         os.set_inheritable(descriptor, False)  # what a service starts would keep them open
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     with os.fdopen(calls, "rb") as stream, os.fdopen(reports, "w", encoding="utf-8") as answers:
         _serve(stream, answers)
 
@@ -93,6 +95,7 @@ def _serve(stream: IO[bytes], answers: IO[str]) -> None:
         return
     report(opened=tracker.place)
     call: Call | None = None
+    well = True
     while not isinstance(call, Finish):
         try:
             call = pickle.load(stream)
@@ -101,7 +104,9 @@ def _serve(stream: IO[bytes], answers: IO[str]) -> None:
         try:
             call.perform(tracker)
         except BaseException as error:  # noqa: BLE001
-            report(error=described(error))
+            if well:  # no more: nobody reads them while a call is on its way to us
+                report(error=described(error))
+            well = False
     report(finished=True)
 
 
