@@ -151,12 +151,17 @@ class Recipe(Config):
                 f"model.device_map: auto spreads the layers over all GPUs, model.device="
                 f"{model.device} puts them on one; give one of the two"
             )
-        if self.distributed.shards and self.quantization is not None:
+        if self.distributed.cuts and self.quantization is not None:
             yield (
                 f"distributed.strategy: {self.distributed.strategy} cannot cut a base in "
                 f"{self.quantization} among the processes; use ddp, where each holds it whole"
             )
-        if self.distributed.shards and model.device_map is not None:
+        if self.distributed.zero and self.training.precision == "fp16":
+            yield (
+                f"distributed.strategy: {self.distributed.strategy} would scale the loss in a way "
+                "of its own; train in bf16 or fp32, or use ddp or fsdp2"
+            )
+        if self.distributed.cuts and model.device_map is not None:
             yield (
                 "model.device_map: auto spreads the layers over all GPUs, distributed.strategy="
                 f"{self.distributed.strategy} cuts each layer; give one of the two"

@@ -52,6 +52,13 @@ def test_too_few_changed_rows_are_given_no_probability():
     assert "Only 5 rows" in text
 
 
+@pytest.mark.parametrize(("changed", "words"), [(0, "0 rows changed"), (1, "1 row changed")])
+def test_a_difference_of_too_few_rows_says_how_few(changed, words):
+    page = page_of(differences={"cer": Difference(0.0, -0.1, 0.1, 0.5, changed)})
+    assert words in page.inside("small")
+    assert "likely better" not in page.text
+
+
 def test_names_of_metrics():
     assert metric_words("box_iou") == "Box IoU"
     assert metric_words("macro_f1") == "Macro F1"

@@ -8,6 +8,7 @@ import torch
 from tiny_rows import asked, lively, picture
 from vlmtune.batching.collate import pack
 from vlmtune.models.quantize import within
+from vlmtune.training.distributed.strategy import norms_of
 from vlmtune.training.loss import label_logits, summed_loss
 from vlmtune.training.trainability import TrainabilityProof
 from vlmtune.tuning.apply import apply_tuning, load_adapter
@@ -63,7 +64,7 @@ def steps(tuned, encoder, count=3):
         total = sum(summed_loss(tuned.model, encoder.family, batch) for batch in batches(encoder))
         total.backward()
         if not proof.complete:
-            proof.observe(number, images=True)
+            proof.observe(number, norms_of(parameters), images=True)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(total.detach()))

@@ -16,6 +16,7 @@ from vlmtune.data.conversation import Conversation
 from vlmtune.models.families import load_family
 from vlmtune.models.load import load_model
 from vlmtune.runs.checkpoints import checkpoints
+from vlmtune.training.distributed.strategy import norms_of
 from vlmtune.training.trainability import PartGradient, TrainabilityError, TrainabilityProof
 from vlmtune.tuning.apply import apply_tuning
 from vlmtune.tuning.config import PARTS, TuningConfig
@@ -224,11 +225,11 @@ def test_an_overflow_shows_nothing(tiny_base):
     proof = TrainabilityProof(model, facts, parameters)
     for parameter in parameters.values():
         parameter.grad = torch.full_like(parameter, float("inf"))
-    proof.observe(1, images=True)
+    proof.observe(1, norms_of(parameters), images=True)
     assert not proof.complete
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
-    proof.observe(2, images=True)
+    proof.observe(2, norms_of(parameters), images=True)
     assert proof.complete
     assert {row.part: row.step for row in proof.rows} == {
         "vision": 1,

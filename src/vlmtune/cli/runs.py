@@ -83,11 +83,12 @@ def _change(run: Mapping[str, Any]) -> str:
     from vlmtune.evaluation.report_words import DASH, figure
 
     values = [
-        f"{figure(each['value'])} [{figure(each['low'])}, {figure(each['high'])}]"
+        DASH
+        if each is None
+        else f"{figure(each['value'])} [{figure(each['low'])}, {figure(each['high'])}]"
         for each in (run["before"], run["after"])
-        if each is not None
     ]
-    return "\n→ ".join(values) or DASH
+    return DASH if values == [DASH, DASH] else "\n→ ".join(values)
 
 
 def _claim(run: Mapping[str, Any]) -> Text:

@@ -295,10 +295,11 @@ def cut_words(answers: Answers) -> str:
         length = f", {answers.tokens / answers.rows:,.0f} tokens long on average"
     if not answers.cut:
         return f"no answer was cut at the limit{limit}{length}."
+    were = "was" if answers.cut == 1 else "were"
     return (
         f"{answers.cut:,} of {counted(answers.rows, 'answer')} "
-        f"({100 * answers.cut / answers.rows:.0f} %) were cut at the limit{limit}{length}; where "
-        "they should have gone on, set evaluation.max_new_tokens higher."
+        f"({100 * answers.cut / answers.rows:.0f} %) {were} cut at the limit{limit}{length}; where "
+        "an answer should have gone on, set evaluation.max_new_tokens higher."
     )
 
 

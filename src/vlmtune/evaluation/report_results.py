@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlmtune.evaluation.classes import matrix
-from vlmtune.evaluation.intervals import Difference, Estimate
+from vlmtune.evaluation.intervals import FEWEST_CHANGED, Difference, Estimate
 from vlmtune.evaluation.markup import Html, group, tag
 from vlmtune.evaluation.metric import Array
 from vlmtune.evaluation.metrics import find
@@ -133,6 +133,8 @@ def claim(difference: Difference | None) -> Html:
         return Html("")
     word = {"none": "no claim"}.get(difference.verdict, difference.verdict)
     chance = f"likely better: {probability_words(difference.probability)}"
+    if difference.changed < FEWEST_CHANGED:
+        chance = f"{counted(difference.changed, 'row')} changed"
     return group([tag("span", word, class_=f"badge {difference.verdict}"), tag("small", chance)])
 
 

@@ -15,7 +15,7 @@ from vlmtune.evaluation.report_content import (
 )
 from vlmtune.evaluation.report_pictures import ALBUM, THUMBNAIL, Album
 from vlmtune.evaluation.report_texts import LONGEST, cut, faults, shown
-from vlmtune.evaluation.report_words import counted, figure, metric_words, signed
+from vlmtune.evaluation.report_words import figure, metric_words, signed
 
 TITLES = {
     "worst": ("The worst row", "The {} worst rows"),
@@ -51,12 +51,12 @@ def rows_section(content: ReportContent) -> Html:
 
 def _lead(content: ReportContent, groups: dict[str, list[ReportRow]]) -> str:
     scored = sum(row.score is not None for row in content.rows)
-    words = f"{scored:,} of {counted(len(content.rows), 'row')} have a score"
+    words = f"Rows with a score: {scored:,} of {len(content.rows):,}"
     if content.metrics:
         words += f", in {metric_words(content.metrics[0])}"
     showing = sum(map(len, groups.values()))
     bounds = (
-        f"{showing:,} are shown, with at most {MOST_PICTURES} pictures each, reduced to "
+        f"Shown: {showing:,}, with at most {MOST_PICTURES} pictures each, reduced to "
         f"{THUMBNAIL[0]} × {THUMBNAIL[1]} pixels and {ALBUM // 2**20} MB in all, and the first "
         f"{LONGEST:,} characters of a text; all answers are in predictions.jsonl."
     )

@@ -262,6 +262,7 @@ def _watched(job: Job, report: StepReport, *, last: bool) -> StepReport:
     if watch.batches is not None and (last or step % watch.loss_every == 0):
         report = replace(report, probe_loss=_probe_loss(job, watch.batches))
     if watch.answers is not None and step % watch.answers_every == 0:
+        job.saver.wait()  # it writes settings of the model, which asking changes for a while
         report = replace(report, probe_metrics=watch.answers(step))
     value = (report.probe_metrics or {}).get(watch.best_by)
     value = report.probe_loss if watch.best_by == PROBE_LOSS else value

@@ -153,10 +153,14 @@ class _Run:
             if begins and not cut:
                 measuring.evaluate("before", 0, model, encoder)
             tuned = tune(model, self.recipe, encoder.family.facts, base, checkpoint)
+            # Before the weights are cut: it counts them.
+            proof = TrainabilityProof(tuned.model, encoder.family.facts, tuned.trainable())
             strategy = hold(tuned, self.recipe, encoder.family.facts, self.ranks)
             if begins and cut:  # fresh adapters change nothing; the base need not fit on a device
                 measuring.evaluate("before", 0, model, encoder)
-            step = self._train(tuned, strategy, encoder, base, plan, rows, checkpoint, measuring)
+            step = self._train(
+                tuned, strategy, proof, encoder, base, plan, rows, checkpoint, measuring
+            )
             if self.recipe.evaluation.after:
                 measuring.evaluate("after", step, model, encoder)
         finally:
@@ -279,6 +283,7 @@ class _Run:
         self,
         tuned: Tuned,
         strategy: Strategy,
+        proof: TrainabilityProof,
         encoder: Encoder,
         base: BaseSource,
         plan: Plan,
@@ -287,7 +292,7 @@ class _Run:
         measuring: Measuring,
     ) -> int:
         """Train; returns the step after which it ended."""
-        config, facts = self.recipe.training, encoder.family.facts
+        config = self.recipe.training
         state = State(token_budget=plan.token_budget, plan=plan.fingerprint())
         if checkpoint is not None:
             state = load_state(checkpoint, strategy)

@@ -25,9 +25,19 @@ class DistributedConfig(Config):
     offload: bool = False
 
     @property
-    def shards(self) -> bool:
-        """Whether processes hold different parts, and so forward in step."""
+    def cuts(self) -> bool:
+        """Whether processes hold different parts of something, and so train in step."""
         return self.strategy != "ddp"
+
+    @property
+    def cuts_weights(self) -> bool:
+        """Whether they hold different parts of the weights."""
+        return self.strategy in ("fsdp2", "zero3")
+
+    @property
+    def zero(self) -> bool:
+        """Whether DeepSpeed holds them."""
+        return self.strategy in ("zero2", "zero3")
 
     @model_validator(mode="after")
     def _is_built(self) -> Self:
@@ -40,7 +50,7 @@ class DistributedConfig(Config):
 
     @model_validator(mode="after")
     def _offloads_what_is_cut(self) -> Self:
-        if self.offload and not self.shards:
+        if self.offload and not self.cuts:
             raise ValueError(
                 "offload: with ddp every process keeps everything on its device; use fsdp2"
             )

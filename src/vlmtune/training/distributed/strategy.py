@@ -70,11 +70,7 @@ class Strategy:
 
     def norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient in this step, where it has one; all processes ask."""
-        return {
-            name: float(whole(torch.linalg.vector_norm(parameter.grad.float())))
-            for name, parameter in self.parameters.items()
-            if parameter.grad is not None
-        }
+        return norms_of(self.parameters)
 
     def stop_watching(self) -> None:
         """Nobody will ask for ``norms`` again."""
@@ -159,6 +155,15 @@ def whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def norms_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """Norm of the gradient of each parameter that has one."""
+    return {
+        name: float(whole(torch.linalg.vector_norm(parameter.grad.float())))
+        for name, parameter in parameters.items()
+        if parameter.grad is not None
+    }
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
