@@ -389,6 +389,9 @@ def test_a_phone_needs_no_scrolling_sideways(come, world):
     visitor = come(**PHONE)
     ask(visitor, READ, 1, world.folder / "formula.png")
     assert visitor.look("document.documentElement.scrollWidth") <= PHONE["width"]
+    visitor.click("button", "Sampling")
+    time.sleep(0.3)
+    assert visitor.look("document.documentElement.scrollWidth") <= PHONE["width"]
     submit = "document.querySelector('#question .submit-button').getBoundingClientRect()"
     assert visitor.look(f"{submit}.right") <= PHONE["width"]
     assert visitor.look(f"{submit}.bottom") <= PHONE["height"]  # without scrolling down, too

@@ -179,7 +179,14 @@ class World:
     def strategy(self) -> Strategy:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         place = torch.device("cpu")
-        return Strategy(Ranks(), self.parameters, self.optimizer, scaler, place)
+        return Strategy(
+            ranks=Ranks(),
+            module=self.model,
+            parameters=self.parameters,
+            optimizer=self.optimizer,
+            scaler=scaler,
+            device=place,
+        )
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from pydantic import ValidationError
 
 from vlmtune.errors import ImageError
 from vlmtune.serving.limits import MIB, Limits
-from vlmtune.serving.settings import MAX_NEW_TOKENS, Settings
+from vlmtune.serving.settings import MAX_NEW_TOKENS
 from vlmtune.serving.webui import markup
 from vlmtune.serving.webui.asking import Panel
+from vlmtune.serving.webui.controls import settings_of
 from vlmtune.serving.webui.examples import Example, system_of, turn_of
 from vlmtune.serving.webui.history import History, Picture
 from vlmtune.serving.webui.pictures import Pictures
@@ -102,7 +102,7 @@ class Page:
             self._top_p = gr.Slider(0.05, 1, 1, step=0.05, label=say("en", "top_p"))
             with gr.Row():
                 self._most = gr.Number(self._max_new_tokens, precision=0, minimum=1)
-                self._seed = gr.Number(None, precision=0)
+                self._seed = gr.Textbox(max_lines=1, max_length=19)  # a number cannot be empty
 
     def _lay_out_chat(self, side: int) -> gr.Chatbot:
         with gr.Column(min_width=280):
@@ -260,7 +260,7 @@ class Page:
             gr.Slider(label=word("temperature"), info=word("temperature_info")),
             gr.Slider(label=word("top_p"), info=word("top_p_info")),
             gr.Number(label=word("max_tokens")),
-            gr.Number(label=word("seed"), info=word("seed_info")),
+            gr.Textbox(label=word("seed"), info=word("seed_info")),
         ]
         updates += [self._title(side, language) for side in range(len(self._titles))]
         if self._examples:
@@ -289,7 +289,7 @@ class Page:
         run = history.run
         busy = gr.MultimodalTextbox(submit_btn=False, stop_btn=True, **(box or {}))
         yield [busy, *self._transcripts(history, language)]
-        for _ in self._panel.answers(history, _settings(*numbers)):
+        for _ in self._panel.answers(history, settings_of(*numbers)):
             yield [gr.skip(), *self._transcripts(history, language)]
         if history.run == run:  # nothing newer is being answered
             yield [_ready(), *self._transcripts(history, language)]
@@ -346,23 +346,6 @@ class Page:
 
 class _Refusal(Exception):  # noqa: N818 - a sentence for the visitor, no error of ours
     """Why something is not asked."""
-
-
-def _settings(temperature: Any, top_p: Any, max_tokens: Any, seed: Any) -> Settings:
-    """Settings from the page's controls; one that is empty or out of range counts as not set."""
-    values = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "stream": True,
-    }
-    try:
-        return Settings.model_validate({k: v for k, v in values.items() if v is not None})
-    except ValidationError as error:
-        wrong = {fault["loc"][0] for fault in error.errors()}
-        kept = {k: v for k, v in values.items() if k not in wrong and v is not None}
-        return Settings.model_validate(kept)
 
 
 def _ready() -> Update:

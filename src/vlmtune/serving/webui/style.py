@@ -10,6 +10,8 @@ CSS = """
 .gradio-container .app { padding: 8px !important; max-width: none !important }
 .gradio-container main { padding: 0 !important; min-width: 0; gap: 10px }
 footer { display: none !important }
+.gradio-container .column, .gradio-container .row, .gradio-container .form,
+.gradio-container .block { min-width: 0 !important }
 #head { align-items: center; flex-wrap: nowrap; min-height: 36px }
 #head > * { min-width: 0 !important }
 #head h1 { font-size: 1.15rem; margin: 0; white-space: nowrap; overflow: hidden }
@@ -27,15 +29,18 @@ footer { display: none !important }
 .chat button[title=Share], .chat .top-panel button[title=Clear] { display: none !important }
 .chat img { max-height: 300px !important; width: auto !important; object-fit: contain }
 .chat .katex-display { overflow-x: auto; overflow-y: hidden; padding: 6px 0 }
-.chat .bubble-gap { gap: 10px !important }
-.chat .message pre { white-space: pre-wrap; overflow-wrap: anywhere }
+.chat .message-wrap { gap: 8px !important }
+.chat .message-row { margin-top: 0 !important; margin-bottom: 0 !important }
+.chat .bot:has(.thought-group) { padding: 0 !important; border: 0; background: none }
+.chat .bot:has(.thought-group) { box-shadow: none }
+.chat pre, .chat pre code { white-space: pre-wrap !important; overflow-wrap: anywhere }
 #actions { justify-content: flex-start; gap: 8px }
 #actions button { flex: 0 0 auto; min-width: 0 }
 #examples, #examples .grid-wrap { min-height: 0 !important; height: auto !important }
 #examples .grid-container { grid-auto-rows: auto !important; grid-template-rows: none !important;
   grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important }
 #examples .thumbnail-lg { aspect-ratio: 4 / 3; height: auto; background: #fff }
-#examples .thumbnail-lg img { height: calc(100% - 24px) }
+#examples .thumbnail-lg img { height: calc(100% - 34px) !important; align-self: flex-start }
 #examples .caption-label { font-size: .7rem; right: 2px; bottom: 2px; max-width: calc(100% - 4px) }
 @media (max-width: 640px) {
   .gradio-container .app { padding: 4px !important }
