@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -113,39 +117,43 @@ def _row(image: Path, question: str, answer: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def world(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The page on a free port, in a thread of this process."""
-    gradio_folder = tmp_path_factory.mktemp("page")
+    folder = tmp_path_factory.mktemp("page")
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    patch.setenv("GRADIO_TEMP_DIR", str(gradio_folder / "uploads"))
-    from vlmtune.serving import engine
+    patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+    from vlmtune.serving import server
+    from vlmtune.serving.engine import Engine
     from vlmtune.verbs import ui
 
-    servers, urls, engines = [], [], []
-    run, made = ui.Engine, engine.Engine
+    servers: list[Any] = []
+    urls: list[str] = []
+    engines: list[Engine] = []
 
-    def remember(*arguments: Any) -> Any:
-        engines.append(made(*arguments))
+    def remembered(*arguments: Any) -> Engine:
+        engines.append(Engine(*arguments))
         return engines[-1]
 
-    from vlmtune.serving import server
+    def run(made: Any) -> None:  # without signals, which are for main threads
+        servers.append(made)
+        made.run()
 
-    def in_thread(made_server: Any) -> None:
-        servers.append(made_server)
-        made_server.run()
+    def show() -> None:
+        loop = asyncio.new_event_loop()  # Gradio makes one where there is none, and leaves it open
+        asyncio.set_event_loop(loop)
+        ui.ui(
+            models / "run",
+            folder=folder,
+            compare=models / "base",
+            data=models / "data",
+            port=0,
+            max_new_tokens=64,
+            ready=lambda url, _: urls.append(url),
+        )
+        loop.close()
 
-    patch.setattr(ui, "Engine", remember)
-    patch.setattr(server, "run", in_thread)
-    options = {"compare": models / "base", "data": models / "data", "port": 0}
-    thread = threading.Thread(
-        target=ui.ui,
-        args=(models / "run",),
-        kwargs={
-            "folder": gradio_folder,
-            "ready": lambda url, _: urls.append(url),
-            "max_new_tokens": 64,
-            **options,
-        },
-    )
+    patch.setattr(ui, "Engine", remembered)
+    patch.setattr(server, "run", run)
+    thread = threading.Thread(target=show)
     thread.start()
     while not urls and thread.is_alive():
         time.sleep(0.05)
@@ -153,7 +161,6 @@ def world(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     servers[0].should_exit = True
     thread.join(30)
     patch.undo()
-    assert run is made
     assert not thread.is_alive()
 
 
@@ -413,3 +420,29 @@ def test_events_from_elsewhere(world, tmp_path):
             urllib.request.urlopen(request, timeout=10)
         assert caught.value.code == 400
         caught.value.close()
+
+
+def test_the_local_network_is_asked_for_a_password(models, browser, tmp_path):
+    """The command itself: what it prints, the form, a wrong and the right password."""
+    command = [str(Path(sys.executable).with_name("vlmtune")), "ui", str(models / "run")]
+    command += ["--host", "0.0.0.0", "--port", "0", "--json", "--max-new-tokens", "32"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readline())
+            visitor = Visitor.come(browser, told["url"], tmp_path / "blank.html", **PHONE)
+            for password in ("wrong", told["password"]):
+                visitor.wait("!!document.querySelector('#password')")
+                visitor.write(password, "#password")
+                visitor.click("button")
+                if password == "wrong":
+                    visitor.wait("document.body.innerText.includes('not the password')")
+            visitor.wait(READY)
+            visitor.upload([models / "ball.png"])
+            visitor.write(FIND)
+            visitor.send()
+            visitor.wait("document.querySelector('.chat').innerText.includes('red ball')")
+            visitor.tab.call("Page.close")
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130)

@@ -154,11 +154,16 @@ def work(job: dict[str, Any], out: Path) -> None:
     random.seed(noise)
     np.random.seed(noise)
     torch.manual_seed(noise)
-    events = Events(job.get("event"), {"kill": die, "full": fill_the_disk}[job.get("by", "kill")])
+    strikes = {
+        "kill": die,
+        "full": fill_the_disk,
+        "signal": lambda: os.kill(os.getpid(), job["signal"]),
+    }
+    events = Events(job.get("event"), strikes[job.get("by", "kill")])
     events.install()
     if job.get("forget"):
         checkpoint._restore_random = lambda *_: None
-    if "signal" in job:
+    if "after" in job:
         later(job["after"], job["signal"], job.get("times", 1))
     if "merge" in job:
         merge.merge(job["merge"], job["out"])

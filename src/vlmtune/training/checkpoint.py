@@ -102,10 +102,21 @@ def copy_contents(
 
 
 def make_room(folder: Path, step: int) -> Path:
-    """An empty folder for a checkpoint, under a name that nobody takes for one."""
+    """An empty folder for a checkpoint, under a name that nobody takes for one.
+
+    Raises:
+        CheckpointError: If it cannot be made, e.g. on a full disk.
+    """
     temporary = temporary_of(folder, step)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{temporary} could not be made for a checkpoint: {error}. The earlier ones are "
+            "intact; make room and continue with --resume"
+        ) from error
     return temporary
 
 

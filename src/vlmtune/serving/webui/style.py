@@ -40,7 +40,8 @@ footer { display: none !important }
 #examples .grid-container { grid-auto-rows: auto !important; grid-template-rows: none !important;
   grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important }
 #examples .thumbnail-lg { aspect-ratio: 4 / 3; height: auto; background: #fff }
-#examples .thumbnail-lg img { height: calc(100% - 34px) !important; align-self: flex-start }
+#examples .thumbnail-lg img { height: calc(100% - 32px) !important; position: absolute;
+  top: 2px; left: 0 }
 #examples .caption-label { font-size: .7rem; right: 2px; bottom: 2px; max-width: calc(100% - 4px) }
 @media (max-width: 640px) {
   .gradio-container .app { padding: 4px !important }
