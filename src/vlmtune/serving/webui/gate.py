@@ -49,7 +49,7 @@ HEADERS = {
     "font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'; form-action 'self'; "
     "base-uri 'self'",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with "no-referrer" a form's own origin is sent as null
 }
 PAGE = """<!doctype html><html lang="{language}"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>vlmtune</title><style>
