@@ -15,6 +15,7 @@ from tiny_rows import asked, encoder_of, picture
 from vlmtune.batching.collate import pack
 from vlmtune.data.media import ImagePolicy
 from vlmtune.errors import ModelError
+from vlmtune.models import gptq_kernels
 from vlmtune.models.classes import know_classes_of
 from vlmtune.models.families import family_class
 from vlmtune.models.folder import load_config
@@ -286,3 +287,50 @@ def test_it_is_quantised_once(folder, plain):
         plan_quantization(folder, facts, "nf4")
     assert (is_gptq(folder), is_gptq(plain)) == (True, False)
     assert find_packing(plain) is None
+
+
+@pytest.fixture
+def _compiled_anew():
+    gptq_kernels._compiled.cache_clear()
+    yield
+    gptq_kernels._compiled.cache_clear()
+
+
+@pytest.mark.skipif(not gptq_kernels.has_compiler("cpu"), reason="there is no C++ compiler")
+@pytest.mark.slow
+@pytest.mark.usefixtures("_compiled_anew")
+def test_the_compiled_kernel_gives_the_same_bits(caplog):
+    """Forward and backward over groups in no order; shapes that it was not compiled for."""
+    states = torch.randn(5, INPUTS)
+    for group_size in (8, 20, INPUTS):
+        layer = layer_of(*random_parts(group_size, shuffled=True))
+        plain, gradients = layer.weight, []
+        for weights in (0, gptq_kernels.LEAST_WEIGHTS):
+            layer.weights_in_all = weights
+            assert torch.equal(layer.weight, plain)
+            own = states.clone().requires_grad_()
+            layer(own).square().sum().backward()
+            gradients.append(own.grad)
+        assert torch.equal(*gradients)
+    chosen = gptq_kernels.unpacker(torch.device("cpu"), gptq_kernels.LEAST_WEIGHTS)
+    assert chosen is not gptq_kernels.unpack_plain
+    assert "could not be used" not in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["wrong", "broken"])
+@pytest.mark.usefixtures("_compiled_anew")
+def test_a_kernel_that_is_not_right_is_not_used(fault, monkeypatch, caplog):
+    def kernel(*parts):
+        if fault == "broken":
+            raise RuntimeError("no such instruction\nand more")
+        return gptq_kernels.unpack_plain(*parts).nextafter(torch.tensor(torch.inf).half())
+
+    monkeypatch.setattr(torch, "compile", lambda _, **__: kernel)
+    monkeypatch.setattr(gptq_kernels, "has_compiler", lambda _: True)
+    chosen = gptq_kernels.unpacker(torch.device("cpu"), gptq_kernels.LEAST_WEIGHTS)
+    assert chosen is gptq_kernels.unpack_plain
+    assert ("other weights" if fault == "wrong" else "no such instruction)") in caplog.text
+
+
+def test_small_models_are_not_compiled_for():
+    assert gptq_kernels.unpacker(torch.device("cpu"), 1000) is gptq_kernels.unpack_plain

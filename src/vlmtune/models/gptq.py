@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vlmtune.errors import ModelError
 from vlmtune.models.folder import read_json
+from vlmtune.models.gptq_kernels import unpacker
 from vlmtune.models.weights import weight_files
 
 BITS = 4
@@ -89,8 +90,10 @@ class GptqLinear(nn.Linear):
         scales: ``(groups, outputs)``, float16 whatever the model's number format: the weights are
             what they were packed as.
         g_idx: The group of each input, ``(inputs,)``, int32. Groups need not be neighbours.
+        weights_in_all: How many weights all packed layers of the model stand for.
     """
 
+    weights_in_all = 0
     qweight: Tensor
     qzeros: Tensor
     scales: Tensor
@@ -121,10 +124,8 @@ class GptqLinear(nn.Linear):
 
     def unpacked(self) -> Tensor:
         """The weights ``(inputs, outputs)``, float16."""
-        groups = self.g_idx.long()
-        values = _nibbles(self.qweight).permute(0, 2, 1).reshape(self.in_features, -1)
-        zeros = _nibbles(self.qzeros).reshape(len(self.qzeros), -1) + 1
-        return (values - zeros[groups]) * self.scales[groups]
+        unpack = unpacker(self.qweight.device, self.weights_in_all)
+        return unpack(self.qweight, self.qzeros, self.scales, self.g_idx)
 
     def forward(self, input: Tensor) -> Tensor:
         """States ``(…, inputs)`` to ``(…, outputs)``, in the format of autocast or their own."""
@@ -177,6 +178,10 @@ def put_packed_layers(model: nn.Module, packing: Packing) -> None:
         groups, device = packing.groups(inputs), layer.weight.device
         packed = GptqLinear(inputs, outputs, groups, bias=bias, device=device)
         setattr(model.get_submodule(parent), own, packed)
+    weights = sum(packed_sizes(model).values())
+    for layer in model.modules():
+        if isinstance(layer, GptqLinear):
+            layer.weights_in_all = weights
 
 
 def check_packed_layers(folder: Path, model: nn.Module) -> None:
@@ -203,12 +208,6 @@ def packed_sizes(model: nn.Module) -> dict[str, int]:
         for name, layer in model.named_modules()
         if isinstance(layer, GptqLinear)
     }
-
-
-def _nibbles(packed: Tensor) -> Tensor:
-    """The eight values in each int32, ``(rows, columns, 8)``, int8."""
-    octets = packed.contiguous().view(torch.uint8).view(*packed.shape, 4)
-    return torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2).to(torch.int8)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

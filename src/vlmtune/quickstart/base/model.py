@@ -130,17 +130,43 @@ class Batch:
     tasks: Tensor
 
 
-def batch_logits(model: Qwen2VLForConditionalGeneration, batch: Batch) -> Tensor:
-    """Logits of the trained places, ``(labels, vocabulary)``."""
-    features = _see(model.model.visual, batch)
+def batch_logits(
+    model: Qwen2VLForConditionalGeneration, batch: Batch, features: Tensor | None = None
+) -> Tensor:
+    """Logits of the trained places, ``(labels, vocabulary)``.
+
+    Args:
+        model: The base.
+        batch: Rows.
+        features: What ``see`` returns for them, where it is known.
+    """
+    if features is None:
+        features = see(model, batch)
     embeddings = model.get_input_embeddings()(batch.ids)
     slots = (batch.ids == model.config.image_token_id).unsqueeze(-1)
     embeddings = embeddings.masked_scatter(slots, features.to(embeddings.dtype))
     return model.lm_head(_speak(model.model.language_model, embeddings, batch))
 
 
-def _see(visual: Any, batch: Batch) -> Tensor:
+def naming_loss(model: Qwen2VLForConditionalGeneration, features: Tensor, batch: Batch) -> Tensor:
+    """How badly the visual tokens name what the answer says, ``(labels,)``.
+
+    Each visual token is read by the language model's own head; a label's loss is the negative
+    logarithm of the probability that its row's tokens give it together. So the eyes learn at once
+    what the language model would have to discover first: that it can look there.
+    """
+    hidden = functional.rms_norm(features, features.shape[-1:])
+    shares = model.lm_head(hidden).float().log_softmax(dim=-1)
+    sizes = batch.seen[:, :: MERGE**2].sum(dim=1)
+    row_of_token = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    row_of_label = batch.predicts.nonzero()[:, 0]
+    elsewhere = row_of_label[:, None] != row_of_token  # (labels, visual tokens)
+    return -shares.T[batch.targets].masked_fill(elsewhere, MASKED).logsumexp(dim=-1)
+
+
+def see(model: Qwen2VLForConditionalGeneration, batch: Batch) -> Tensor:
     """Features of the visual tokens of all pictures, ``(visual tokens, hidden)``."""
+    visual: Any = model.model.visual
     rows, count, _ = batch.patches.shape
     weight = visual.patch_embed.proj.weight  # (width, 3, 2, 14, 14)
     deviation = torch.tensor(DEVIATION).view(3, 1) * 255

@@ -100,7 +100,7 @@ class Rows:
     def _formula(
         self, rng: random.Random, noise: np.random.Generator, ease: float
     ) -> tuple[np.ndarray, str]:
-        longest = 3 + 60 * (1 - ease)
+        longest = 3 + 40 * (1 - ease)
         while True:
             shard = self._shards[rng.randrange(len(self._shards))]
             row = rng.randrange(len(shard.said))
@@ -119,10 +119,10 @@ class Collator:
         self._tokenizer = tokenizer.backend_tokenizer
         self._known: dict[str, list[int]] = {}
         ids = tokenizer.get_added_vocab()
-        self._image, self._end = ids["<|image_pad|>"], ids["<|im_end|>"]
+        self._image, self.end = ids["<|image_pad|>"], ids["<|im_end|>"]
         self._before = [ids["<|im_start|>"], *self._text("user\n"), ids["<|vision_start|>"]]
         self._after = [ids["<|vision_end|>"]]
-        self._turn = [self._end, *self._text("\n"), ids["<|im_start|>"], *self._text("assistant\n")]
+        self._turn = [self.end, *self._text("\n"), ids["<|im_start|>"], *self._text("assistant\n")]
 
     def batches(self, rows: Sequence[Row], most: int = MOST_PATCHES) -> list[Batch]:
         """Rows of like size together, up to ``most`` patches in a batch."""
@@ -146,7 +146,7 @@ class Collator:
         patches = np.zeros((len(rows), most, 3 * PATCH * PATCH), dtype=np.uint8)
         places = np.zeros((len(rows), most, 2), dtype=np.int64)
         seen = np.zeros((len(rows), most), dtype=bool)
-        ids = np.full((len(rows), longest), self._end, dtype=np.int64)
+        ids = np.full((len(rows), longest), self.end, dtype=np.int64)
         positions = np.zeros((3, len(rows), longest), dtype=np.int64)
         labels = np.full((len(rows), longest), -1, dtype=np.int64)
         for at, (row, grid, (own, trained, where)) in enumerate(
@@ -174,7 +174,7 @@ class Collator:
     def _tokens(self, row: Row, grid: tuple[int, int]) -> tuple[list[int], int, np.ndarray]:
         """Ids, the number of trained ones at the end, and M-RoPE positions ``(3, tokens)``."""
         height, width = grid[0] // MERGE, grid[1] // MERGE
-        answer = [*self._text(row.answer, keep=False), self._end]
+        answer = [*self._text(row.answer, keep=False), self.end]
         text = [*self._after, *self._text(row.prompt), *self._turn, *answer]
         start, picture = len(self._before), height * width
         positions = np.empty((3, start + picture + len(text)), dtype=np.int64)
