@@ -6,12 +6,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEEPSPEED := .venv-deepspeed
+INSTALLED_DEEPSPEED := $(DEEPSPEED)/.installed
+SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PYTEST := $(BIN)/python -m pytest --durations=10
 
 # torch's OpenMP threads spin: a second busy process would make each step 15 times slower.
 export OMP_NUM_THREADS := 1
 
-.PHONY: install check test test-slow test-browser test-faults test-network test-gpu quickstart
+.PHONY: install check test test-slow test-browser test-faults test-network test-gpu test-deepspeed quickstart
 
 install: $(INSTALLED)
 
@@ -32,6 +35,19 @@ test: $(INSTALLED)
 # The last -m wins over the one in pyproject.toml. Exit status 5: no test has the mark.
 test-slow test-browser test-faults test-network test-gpu: test-%: $(INSTALLED)
 	$(PYTEST) -m $* || [ $$? -eq 5 ]
+
+# DeepSpeed, in an environment of its own over the other one: transformers and accelerate would
+# import it behind everybody's back.
+test-deepspeed: $(INSTALLED_DEEPSPEED)
+	$(DEEPSPEED)/bin/python -m pytest --durations=10 -m 'slow or not slow' tests/distributed/test_zero.py
+
+$(INSTALLED_DEEPSPEED): constraints.txt $(INSTALLED)
+	$(BIN)/python -m venv $(DEEPSPEED)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c $(SITE))')" \
+	  > "$$($(DEEPSPEED)/bin/python -c $(SITE))/base.pth"
+	DS_BUILD_OPS=0 $(DEEPSPEED)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt deepspeed
+	touch $@
 
 quickstart: $(INSTALLED)
 	$(BIN)/vlmtune quickstart

@@ -1,47 +1,54 @@
-"""``prepare`` beside the tutorials' way: rows a second, memory, disk.
+"""Raw files to batches beside the tutorials' way: rows a second, memory, disk.
 
-    python benchmarks/prepare.py [--rows 1000] [--repeats 3] [--many 100000]
+    python benchmarks/prepare.py [--data DIR] [--rows 1000] [--repeats 3] [--many 100000]
 
-A, ours: a CSV of formula pictures through ``prepare`` (one process, as the other one), then every
-row read back and made into model inputs. B, the tutorials' way: ``datasets.Dataset.map`` with a
-function that returns the processor's output as Python lists, then every row read back into tensors.
-Each runs in a process of its own, A B A B. Then rows of small pictures, for the memory of all of
-``prepare``'s processes together, and both kinds of picture in one process, for rows a second.
+A, ours: a CSV of formula pictures through ``prepare`` (one process, as the other one), then one
+epoch of packed batches from ``train``'s loader, measuring and planning included. B, the tutorials'
+way: ``datasets.Dataset.map`` with a function that returns the processor's output as Python lists,
+then one epoch of batches of the same number of rows, padded. Each runs in a process of its own,
+A B A B. DIR holds a CSV of pictures and texts; without it formulas are drawn. Then rows of small
+pictures, for the memory of all of ``prepare``'s processes together, and both kinds of picture in
+one process, for rows a second (``--many 0`` leaves these out).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = REPOSITORY.parent / "shared/data/latex_ocr"
+from common import RESULTS, machine, pinned, table, write_result
+
+BATCH = 16
 PROMPT = "你是一个LaText OCR助手,目标是读取用户输入的照片，转换成LaTex公式。"
 PIXELS = 56448
+SECONDS = ("prepare_s", "prepare_processor_s", "batches_s", "batches_processor_s")
+SIZES = ("peak_rss_bytes", "disk_bytes")
 
 
-def formula_table(folder: Path, rows: int) -> Path:
-    """A CSV of formula pictures: the shared ones, or rendered ones where they are absent."""
-    if not SHARED.is_dir():
+def formula_table(folder: Path, rows: int, data: Path | None) -> Path:
+    """A CSV of formula pictures; of a folder that has fewer, over and over."""
+    if data is None:
         from vlmtune.formulas import write_formula_table
 
         return write_formula_table(folder, rows, seed=0)
-    with (SHARED / "latex_ocr.csv").open(encoding="utf-8", newline="") as file:
+    with next(data.glob("*.csv")).open(encoding="utf-8", newline="") as file:
         _header, *lines = csv.reader(file)
-    lines = [[str(SHARED / image), text] for image, text in lines]
-    return write_table(folder / "formulas.csv", [lines[n % len(lines)] for n in range(rows)])
+    lines = [[str(data / image), text] for image, text in lines]
+    return write_table(
+        folder / f"formulas-{rows}.csv", [lines[n % len(lines)] for n in range(rows)]
+    )
 
 
 def write_table(path: Path, lines: list[list[str]]) -> Path:
@@ -69,10 +76,19 @@ def photo_table(folder: Path, rows: int, size: tuple[int, int], kinds: int, form
 def prepare_only(table: Path, out: Path, workers: int | None) -> dict[str, float]:
     from vlmtune.data.prepare import PrepareOptions, prepare
 
-    started = time.perf_counter()
-    options = PrepareOptions(workers=workers, prompt=PROMPT, images_root="/")
-    result = prepare(table, out / "prepared", options)
-    return {"rows": result.rows.kept, "prepare_s": time.perf_counter() - started}
+    with timed() as took:
+        options = PrepareOptions(workers=workers, prompt=PROMPT, images_root="/")
+        result = prepare(table, out / "prepared", options)
+    return {"rows": result.rows.kept, **took("prepare")}
+
+
+@contextmanager
+def timed() -> Iterator[Callable[[str], dict[str, float]]]:
+    """Wall and processor seconds of what is inside, under a name."""
+    wall, processor = time.perf_counter(), time.process_time()
+    spent: list[float] = []
+    yield lambda name: {f"{name}_s": spent[0], f"{name}_processor_s": spent[1]}
+    spent += [time.perf_counter() - wall, time.process_time() - processor]
 
 
 def ours(table: Path, out: Path) -> dict[str, float]:
@@ -82,30 +98,34 @@ def ours(table: Path, out: Path) -> dict[str, float]:
     from vlmtune.models.encode import Encoder
     from vlmtune.models.families import load_family
     from vlmtune.testing import tiny
+    from vlmtune.training.config import TrainingConfig
+    from vlmtune.training.loader import Loader
+    from vlmtune.training.prepare_rows import measure, plan_rows
 
     base = tiny("qwen2_vl", out / "base")
-    measured = prepare_only(table, out, 1)
-    started = time.perf_counter()
-    for row in PreparedDataset.open(out / "prepared").split("train"):
-        assert row.images[0].data
-    measured["read_s"] = time.perf_counter() - started
     family = load_family(str(base), "pil")
     identity = BaseModelIdentity(id="tiny", weights_sha256="0" * 64)
-    contract = make_contract(family, identity, ImagePolicy(max_pixels=PIXELS))
-    encoder = Encoder(family, contract)
-    started = time.perf_counter()
-    for row in PreparedDataset.open(out / "prepared").split("train"):
-        assert encoder.encode(row).tokens
-    measured["inputs_s"] = time.perf_counter() - started
-    measured["disk_bytes"] = size_of(out / "prepared")
-    return measured
+    encoder = Encoder(family, make_contract(family, identity, ImagePolicy(max_pixels=PIXELS)))
+    measured = prepare_only(table, out, 1)
+    split = PreparedDataset.open(out / "prepared").split("train")
+    with timed() as took:
+        lengths = measure(split, encoder, lambda *_: None)
+        config = TrainingConfig(batch_size=BATCH, epochs=1, workers=0)
+        plan, _ = plan_rows(
+            split, lengths, config, max_length=8192, too_long="error", token_budget=1024
+        )
+        seen = 0
+        for _, batches in Loader(split, encoder, plan, workers=0).steps(start=0):
+            seen += sum(len(batch.ids) for batch in batches)
+    assert seen == measured["rows"]
+    return {**measured, **took("batches"), "disk_bytes": size_of(out / "prepared")}
 
 
 def tutorial(table: Path, out: Path) -> dict[str, float]:
     import datasets
     import torch
     from PIL import Image
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, DataCollatorForSeq2Seq
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from vlmtune.testing import tiny
@@ -131,27 +151,30 @@ def tutorial(table: Path, out: Path) -> dict[str, float]:
         }
 
     datasets.disable_progress_bars()
-    started = time.perf_counter()
-    rows = datasets.Dataset.from_csv(str(table), cache_dir=str(out / "cache")).map(process)
-    measured = {"rows": len(rows), "prepare_s": time.perf_counter() - started}
-    started = time.perf_counter()
-    for row in rows:
-        assert {name: torch.tensor(row[name]) for name in ("input_ids", "labels", "pixel_values")}
-    measured["inputs_s"] = time.perf_counter() - started
-    measured["disk_bytes"] = size_of(out / "cache")
-    return measured
+    with timed() as preparing:
+        rows = datasets.Dataset.from_csv(str(table), cache_dir=str(out / "cache")).map(process)
+    rows = rows.remove_columns(
+        [name for name in ("image_path", "image", "text") if name in rows.column_names]
+    )
+    collate = DataCollatorForSeq2Seq(tokenizer, padding=True)
+    with timed() as batching:
+        loader = torch.utils.data.DataLoader(rows, BATCH, shuffle=True, collate_fn=collate)
+        seen = sum(len(batch["input_ids"]) for batch in loader)
+    assert seen == len(rows)
+    measured = {"rows": len(rows), **preparing("prepare"), **batching("batches")}
+    return {**measured, "disk_bytes": size_of(out / "cache")}
 
 
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def measured(what: str, table: Path) -> dict[str, float]:
+def measured(what: str, table: Path, core: int | None = None) -> dict[str, float]:
     """Run one of the above, and add the most memory that its processes held together."""
     import psutil
 
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, __file__, "--run", what, str(table), out]
+        command = [*pinned(core), sys.executable, __file__, "--run", what, str(table), out]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         process = psutil.Popen(command, stdout=subprocess.PIPE, env=environment)
         peak = 0
@@ -171,7 +194,7 @@ def measured(what: str, table: Path) -> dict[str, float]:
 def figures(runs: list[dict[str, float]]) -> dict[str, Any]:
     """Rows a second (median, and of the quickest run), and the largest of memory and disk."""
     said: dict[str, Any] = {"rows": runs[0]["rows"], "runs": runs}
-    for name in ("prepare_s", "read_s", "inputs_s"):
+    for name in SECONDS:
         if name in runs[0]:
             seconds = [run[name] for run in runs]
             said[name.replace("_s", "_rows_per_s")] = {
@@ -184,34 +207,34 @@ def figures(runs: list[dict[str, float]]) -> dict[str, Any]:
     return said
 
 
-def told(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def machine() -> dict[str, Any]:
-    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    packages = ("vlmtune", "pyarrow", "pillow", "datasets", "transformers", "torch")
-    git = ["git", "-C", str(REPOSITORY)]
+def compared(result: dict[str, Any]) -> dict[str, float]:
+    """Ours over the tutorials' way, rows a second, medians."""
     return {
-        "cpu": next((line.split(": ")[1] for line in cpus if "model name" in line), "unknown"),
-        "cores": os.cpu_count(),
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "commit": told(*git, "rev-parse", "HEAD"),
-        "changed_since": told(*git, "status", "--porcelain", "src/vlmtune/data") != "",
-        "command": " ".join(["python", "benchmarks/prepare.py", *sys.argv[1:]]),
+        name: round(result["ours"][name]["median"] / result["tutorial"][name]["median"], 1)
+        for name in (each.replace("_s", "_rows_per_s") for each in SECONDS)
     }
+
+
+def told(result: dict[str, Any]) -> str:
+    """The table."""
+    names = [name.replace("_s", "_rows_per_s") for name in SECONDS]
+    rows = []
+    for way in ("ours", "tutorial"):
+        said = result[way]
+        speeds = [f"{said[name]['median']} ({said[name]['best']})" for name in names]
+        rows.append([way, *speeds, *(f"{said[name] / 1e6:,.0f} MB" for name in SIZES)])
+    ratios = [f"{result['ours_over_tutorial'][name]} ×" for name in names]
+    return table(["median (best)", *names, *SIZES], [*rows, ["ratio", *ratios, "", ""]])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--core", type=int, help="keep every run to this core")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--many", type=int, default=100_000)
-    parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "benchmarks/results/prepare-cpu.json"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "prepare-cpu.json")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.run:
@@ -224,31 +247,42 @@ def main() -> None:
         }[what]
         print(json.dumps(do(Path(table), Path(out))))
         return
-    result: dict[str, Any] = {"machine": machine()}
+    packages = ("vlmtune", "pyarrow", "pillow", "datasets", "transformers", "torch")
+    result: dict[str, Any] = machine(*packages)
+    result["data"] = "formulas drawn by vlmtune" if asked.data is None else asked.data.name
     with tempfile.TemporaryDirectory() as folder:
-        table = formula_table(Path(folder), asked.rows)
+        rows = formula_table(Path(folder), asked.rows, asked.data)
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "tutorial": []}
         for _ in range(asked.repeats):
             for what, taken in runs.items():
-                taken.append(measured(what, table))
+                taken.append(measured(what, rows, asked.core))
                 print(what, taken[-1], file=sys.stderr)
         result |= {what: figures(taken) for what, taken in runs.items()}
-        cases = {
-            "formulas_one_process": ("alone", formula_table(Path(folder), 10 * asked.rows)),
-            "jpeg_640x480_one_process": (
-                "alone",
-                photo_table(Path(folder), 2 * asked.rows, (640, 480), 50, "jpg"),
-            ),
-        }
-        for name, (what, table) in cases.items():
-            result[name] = figures([measured(what, table)])
-            print(name, result[name], file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        table = photo_table(Path(folder), asked.many, (160, 120), 2000, "jpg")
-        result["many_small_all_processes"] = figures([measured("all", table)])
-        print(result["many_small_all_processes"], file=sys.stderr)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        result["ours_over_tutorial"] = compared(result)
+        if asked.many:
+            result |= alone(Path(folder), asked.rows, asked.many, asked.data)
+    print(told(result))
+    write_result(asked.out, result)
+
+
+def alone(folder: Path, rows: int, many: int, data: Path | None) -> dict[str, Any]:
+    """``prepare`` by itself: more formulas, photographs, and very many small pictures."""
+    small, photos = folder / "small", folder / "photos"
+    small.mkdir()
+    photos.mkdir()
+    cases = {
+        "formulas_one_process": ("alone", formula_table(folder, 10 * rows, data)),
+        "jpeg_640x480_one_process": (
+            "alone",
+            photo_table(photos, 2 * rows, (640, 480), 50, "jpg"),
+        ),
+        "many_small_all_processes": ("all", photo_table(small, many, (160, 120), 2000, "jpg")),
+    }
+    found = {}
+    for name, (what, made) in cases.items():
+        found[name] = figures([measured(what, made)])
+        print(name, found[name], file=sys.stderr)
+    return found
 
 
 if __name__ == "__main__":

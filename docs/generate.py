@@ -108,7 +108,7 @@ def family_cells(family: type[Family]) -> list[str]:
     return [
         title,
         "yes" if facts.packs else "no",
-        "not yet",
+        "no" if facts.features is None else "yes",
         boxes.replace("|", "\\|"),
         ", ".join(f"`{name}`" for name in sorted(facts.image_options)) or "none",
         bits,

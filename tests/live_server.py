@@ -13,6 +13,7 @@ from typing import Any
 from vlmtune.data.media import ImagePolicy
 from vlmtune.models.encode import Encoder
 from vlmtune.serving.engine import Engine
+from vlmtune.serving.front import Front
 from vlmtune.serving.openai_api import ApiConfig, create_app
 from vlmtune.serving.served import Served, ServedModel
 from vlmtune.serving.server import make_server
@@ -32,7 +33,7 @@ class Live:
     """
 
     url: str
-    engine: Engine
+    engine: Front
     clients: list[Any] = field(default_factory=list)
 
     def client(self, **options: Any) -> Any:
@@ -67,8 +68,14 @@ def serving(
     served: Served, api: ApiConfig | None = None, engine: EngineConfig | None = None
 ) -> Iterator[Live]:
     """A server in a thread of its own."""
+    with answering(Engine(served, engine), api) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def answering(answering: Front, api: ApiConfig | None = None) -> Iterator[Live]:
+    """The same with any engine, which is started here and stopped."""
     api = api or ApiConfig()
-    answering = Engine(served, engine)
     answering.start()
     urls: list[str] = []
     server = make_server(create_app(answering, api), "127.0.0.1", 0, api.limits, urls.append)

@@ -36,6 +36,7 @@ FAMILY_OF = {
     "smolvlm-latex-ocr": "idefics3",
     "smolvlm-grounding": "idefics3",
 }
+QUICKSTART = {"quickstart", "quickstart-shapes", "quickstart-boxes"}  # on the built-in base
 SIZE = TinySize(hidden=32, vision_width=16)
 
 
@@ -71,7 +72,7 @@ def test_smolvlm_recipes_fit_its_second_version_too(folders):
 
 
 def test_every_recipe_is_known_here():
-    assert shipped_recipes().keys() == FAMILY_OF.keys() | {"quickstart"}
+    assert shipped_recipes().keys() == FAMILY_OF.keys() | QUICKSTART
 
 
 def test_the_document_recipe_is_the_workflow_s():

@@ -32,6 +32,7 @@ LAYERS = (
     ("runs",),
     ("evaluation",),
     ("training",),
+    ("forecast",),
     ("checking",),
     ("serving",),
     ("quickstart",),

@@ -30,7 +30,7 @@ class ModelConfig(Config):
     """The recipe's ``model`` section.
 
     Attributes:
-        base: Hub id or local folder of the base.
+        base: Hub id or local folder of the base; ``builtin:base`` is the quickstart's own.
         hub: Where a hub id is fetched from.
         revision: Branch, tag or commit; the commit it meant is recorded.
         dtype: Number format of the base's weights; None: ``training.precision`` for adapters, fp32

@@ -406,6 +406,17 @@ def test_nothing_is_fetched_from_elsewhere(come, world):
     assert [said for said in visitor.tab.complaints() if blocked in said]
 
 
+@pytest.mark.parametrize("window", [DESK, PHONE], ids=["desk", "phone"])
+def test_the_page_is_as_wide_as_its_window_whatever_it_says(come, window):
+    """An empty conversation would else be a narrow strip that grows with the first answer."""
+    visitor = come(**window)
+    beside = 1 if window is PHONE else 2
+    for side in (0, 1):
+        place = f"document.querySelector('{column(side)}').getBoundingClientRect()"
+        width = visitor.look(f"{place}.width")
+        assert width > 0.9 * window["width"] / beside - 20, (side, width)
+
+
 def test_a_phone_needs_no_scrolling_sideways(come, world):
     visitor = come(**PHONE)
     ask(visitor, READ, 1, world.folder / "formula.png")

@@ -7,18 +7,23 @@ import sys
 import time
 from pathlib import Path
 
+import typer.main
+
 import vlmtune
+from vlmtune.cli.main import app
 from vlmtune.recipe import option_names, recipe_from
 
 VERBS = [
     "chat",
     "check",
+    "doctor",
     "download",
     "evaluate",
     "export",
     "inspect",
     "list_runs",
     "merge",
+    "plan",
     "predict",
     "prepare",
     "report",
@@ -83,13 +88,17 @@ OPTIONS = [
     "training.clip",
     "training.precision",
     "training.gradient_checkpointing",
+    "training.compile",
     "training.seed",
     "training.log_steps",
     "training.save_steps",
     "training.save_behind",
     "training.keep",
     "training.token_budget",
+    "training.rehearse",
     "training.workers",
+    "training.vision_cache",
+    "training.vision_cache_gb",
     "evaluation.before",
     "evaluation.after",
     "evaluation.metrics",
@@ -109,6 +118,19 @@ OPTIONS = [
     "tracking.workspace",
     "distributed.strategy",
     "distributed.offload",
+]
+
+TRAIN = [
+    "--run",
+    "--resume",
+    "--allow-change",
+    "--devices",
+    "--nodes",
+    "--node-rank",
+    "--rendezvous",
+    "--profile",
+    "--json",
+    "--debug",
 ]
 
 HEAVY = (
@@ -159,6 +181,11 @@ def test_every_option_can_be_set_by_its_name():
                 yield prefix + name
 
     assert list(names(recipe.model_dump())) == OPTIONS
+
+
+def test_options_of_train():
+    found = typer.main.get_command(app).commands["train"].params
+    assert [name for each in found for name in each.opts if name.startswith("--")] == TRAIN
 
 
 def test_commands_are_the_verbs(command):

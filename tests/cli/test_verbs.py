@@ -175,10 +175,11 @@ def test_download(command, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_quickstart(command, tmp_path):
-    done = command("quickstart", "--out", tmp_path / "q", "--json")
+def test_quickstart(command, tmp_path, monkeypatch, tiny_base):
+    monkeypatch.setattr("vlmtune.models.builtin.FOLDER", tiny_base)
+    done = command("quickstart", "--task", "shapes", "--out", tmp_path / "q", "--json")
     assert done.status == 0, done.err
-    assert done.json.keys() >= TRAIN | {"merged", "predict"}
+    assert done.json.keys() >= TRAIN | {"task", "recipe", "merged", "predict"}
     assert (tmp_path / "q/model/config.json").is_file()
 
 

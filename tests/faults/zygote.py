@@ -28,9 +28,10 @@ import numpy as np
 import torch
 
 from tiny_world import tiny_recipe
+from vlmtune.batching import planner
 from vlmtune.errors import VlmtuneError
 from vlmtune.runs import checkpoints as sealing
-from vlmtune.training import checkpoint, loop, saving
+from vlmtune.training import checkpoint, loop, saving, writing
 from vlmtune.training.distributed import strategy
 from vlmtune.verbs import merge, train
 
@@ -108,7 +109,7 @@ class Events:
     def install(self) -> None:
         self.tear(checkpoint, "save_file")
         self.tear(strategy, "save_file")
-        self.tear_lines(loop, "append_lines")
+        self.tear_lines(writing, "append_lines")
         for place, name in (
             (os, "fsync"),
             (shutil, "rmtree"),
@@ -116,7 +117,7 @@ class Events:
             (Path, "replace"),
             (Path, "mkdir"),
             (Path, "write_text"),
-            (loop, "append_lines"),
+            (writing, "append_lines"),
             (sealing, "_sha256"),
         ):
             self.watch(place, name)
@@ -147,6 +148,36 @@ def later(seconds: float, number: int, times: int) -> None:
     threading.Thread(target=send, daemon=True).start()
 
 
+def forget_random() -> None:
+    checkpoint._restore_random = lambda *_: None
+
+
+def forget_sampler() -> None:
+    planner.Plan._order = lambda plan, _epoch: np.arange(len(plan.kept))[::-1]
+
+
+def forget_schedule() -> None:
+    """Learning rates as if the run began where it is resumed."""
+    own = loop.set_learning_rates
+
+    def begun_anew(optimizer: Any, config: Any, step: int, steps: int) -> None:
+        own(optimizer, config, max(1, step - 4), steps)
+
+    loop.set_learning_rates = begun_anew
+
+
+def forget_optimizer() -> None:
+    strategy.Strategy.restore = lambda *_: None
+
+
+FORGET = {
+    "random": forget_random,
+    "sampler": forget_sampler,
+    "schedule": forget_schedule,
+    "optimizer": forget_optimizer,
+}
+
+
 def work(job: dict[str, Any], out: Path) -> None:
     """One child's life."""
     # A real process starts with random states of its own.
@@ -162,7 +193,7 @@ def work(job: dict[str, Any], out: Path) -> None:
     events = Events(job.get("event"), strikes[job.get("by", "kill")])
     events.install()
     if job.get("forget"):
-        checkpoint._restore_random = lambda *_: None
+        FORGET[job["forget"]]()
     if "after" in job:
         later(job["after"], job["signal"], job.get("times", 1))
     if "merge" in job:

@@ -117,3 +117,56 @@ def test_checkpointed_forwards_remember_the_bounds(folder, encoder, batch):
     theirs = passes(plain.train(), encoder, batch)
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+# The vision tower
+
+
+@pytest.fixture
+def seen_segments(monkeypatch):
+    seen = []
+    original = attention.attend_segments
+
+    def noting(*states, **arguments):
+        seen.append(arguments["cu_seq_lens_q"].tolist())
+        return original(*states, **arguments)
+
+    monkeypatch.setattr(attention, "attend_segments", noting)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_images_by_their_bounds_are_images_one_by_one(name, tmp_path, seen_segments):
+    """Loss and gradients, with windows (2.5) and DeepStack (3) as without."""
+    from tiny_rows import encoder_of, lively
+    from vlmtune.testing import tiny
+
+    folder = tiny(name, tmp_path / "tiny", seed=4)
+    own = encoder_of(folder)
+    batch = pack(own.family, [own.encode(row) for row in ROWS])
+    assert own.family.facts.segments
+    stock = passes(lively(folder), own, batch)
+    assert not seen_segments
+    model = lively(folder)
+    attention.use_segments(model.get_submodule(own.family.facts.vision_tower))
+    found = passes(model, own, batch)
+    assert len({tuple(bounds) for bounds in seen_segments}) >= 1
+    for mine, theirs in zip(found, stock, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_images_that_see_each_other_are_noticed(folder, encoder, batch, monkeypatch):
+    """The control: one bound for all."""
+    from tiny_rows import lively
+
+    stock = passes(lively(folder), encoder, batch)[0]
+    original = attention.attend_segments
+
+    def together(*states, **arguments):
+        arguments["cu_seq_lens_q"] = arguments["cu_seq_lens_q"][[0, -1]]
+        return original(*states, **arguments)
+
+    monkeypatch.setattr(attention, "attend_segments", together)
+    model = lively(folder)
+    attention.use_segments(model.get_submodule(encoder.family.facts.vision_tower))
+    assert (passes(model, encoder, batch)[0] - stock).abs().max() > 1e-4

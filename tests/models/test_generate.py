@@ -68,6 +68,81 @@ def test_a_batch_of_texts_alone(model, encoder):
     assert together == [generate(model, encoder, [row], max_new_tokens=TOKENS)[0] for row in rows]
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """How many questions every forward read."""
+    counts = []
+
+    class Counting(module.Decoding):
+        def __init__(self, model, encoder, rows):
+            counts.append(len(rows))
+            super().__init__(model, encoder, rows)
+
+    monkeypatch.setattr(module, "Decoding", Counting)
+    return counts
+
+
+def test_who_is_done_makes_room(model, encoder, questions, read):
+    """Answers of one token leave at once, and others join those that go on."""
+    tokenizer = encoder.family.parts.tokenizer
+    plain = generate(model, encoder, questions, max_new_tokens=TOKENS, batch_rows=32)
+    assert read == [len(questions)]
+    firsts = [tokenizer(answer.text, add_special_tokens=False).input_ids[:1] for answer in plain]
+    ends = frozenset(first[0] for first in firsts[::2] if first)  # half of them end at once
+
+    class Ending(type(encoder)):
+        end_ids = encoder.end_ids | ends
+
+    ending = Ending(encoder.family, encoder.contract)
+    whole = generate(model, ending, questions, max_new_tokens=TOKENS, batch_rows=32)
+    read.clear()
+    joined = generate(model, ending, questions, max_new_tokens=TOKENS, batch_rows=4)
+    assert joined == whole
+    assert sum(read) == len(questions)
+    assert read[0] == 4
+    assert any(count < 4 for count in read[1:-1])  # they joined rows that were being answered
+
+
+def test_long_prompts_are_fewer_at_once(model, encoder, questions, read, monkeypatch):
+    plain = generate(model, encoder, questions, max_new_tokens=3)
+    longest = max(answer.prompt_tokens for answer in plain)
+    read.clear()
+    monkeypatch.setattr(module, "TOKENS_TOGETHER", 2 * longest)
+    assert generate(model, encoder, questions, max_new_tokens=3) == plain
+    assert 1 < max(read) < len(questions)
+
+
+class Full:
+    """A device that takes so many questions at once; their second token needs the room."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, decoding, tokens):
+        if len(tokens) > self.rows:
+            raise torch.OutOfMemoryError("full")
+        return STEP(decoding, tokens)
+
+
+STEP = module.Decoding.step
+
+
+def test_a_full_device_answers_fewer_at_once(model, encoder, questions, monkeypatch, caplog):
+    plain = generate(model, encoder, questions, max_new_tokens=TOKENS)
+    full = Full(5)
+    monkeypatch.setattr(module.Decoding, "step", lambda self, tokens: full(self, tokens))
+    seen = []
+    answers = generate(model, encoder, questions, max_new_tokens=TOKENS, progress=seen.append)
+    assert answers == plain
+    assert seen == sorted(seen)
+    assert "going on with 4 questions at once" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(model, encoder, questions, max_new_tokens=3, tries_again=False)
+    full.rows = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(model, encoder, questions, max_new_tokens=3)
+
+
 def test_unmasked_padding_would_be_seen(model, encoder, questions):
     """The control: the same batch whose padding is not masked answers otherwise."""
     rows = [encoder.encode(row, ask=True) for row in questions[:8]]
@@ -96,7 +171,7 @@ def test_a_failing_batch_leaves_it_so_too(folder, encoder, questions, monkeypatc
     model = lively(folder)
     model.train()
     own = model.generation_config
-    monkeypatch.setattr(module, "generate_batch", lambda *_: 1 / 0)
+    monkeypatch.setattr(module.Answering, "ask", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         generate(model, encoder, questions[:1], max_new_tokens=3)
     assert model.training

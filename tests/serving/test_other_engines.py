@@ -7,6 +7,7 @@ import pytest
 from tiny_rows import asked, encoder_of, lively, picture
 from vlmtune.data.media import ImagePolicy, open_image
 from vlmtune.models.save import save_model
+from vlmtune.serving.vllm.proof import check_pictures
 from vlmtune.testing import tiny
 
 
@@ -24,6 +25,7 @@ def test_the_stock_processor_of_a_saved_folder(tmp_path, family):
     theirs = AutoImageProcessor.from_pretrained(out)(images=[upright], return_tensors="pt")
     assert theirs["image_grid_thw"].tolist() == encoded.vision["image_grid_thw"].tolist()
     assert (theirs["pixel_values"] - encoded.vision["pixel_values"]).abs().max() < 0.05
+    check_pictures(out, encoder)  # what ``--engine vllm`` asks of a folder before it serves it
     # The control: as the base came, it would see more.
     before = AutoImageProcessor.from_pretrained(base)(images=[upright], return_tensors="pt")
     assert before["image_grid_thw"].prod() > theirs["image_grid_thw"].prod()

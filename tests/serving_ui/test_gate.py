@@ -78,6 +78,17 @@ def test_no_other_page_asks_in_this_ones_name(make):
     assert ask(make(), JOIN, "POST", b"{}", origin="null")[0] == 403
 
 
+def test_browsers_tell_the_gate_where_a_form_comes_from(make):
+    """Under ``no-referrer`` Chromium sends ``Origin: null`` with the password, which is refused."""
+    door = make(password="sesame", local_only=False)
+    body = urlencode({"password": "sesame"}).encode()
+    for headers in (ask(door)[1], ask(make())[1]):
+        assert headers[b"referrer-policy"] == b"same-origin"
+    form = {"path": gate.ENTER, "method": "POST", "body": body}
+    assert ask(door, **form, origin="http://localhost:7860")[0] == 303
+    assert ask(door, **form, origin="null")[0] == 403
+
+
 def test_nothing_comes_from_elsewhere(make):
     policy = ask(make())[1][b"content-security-policy"].decode()
     assert "default-src 'self'" in policy

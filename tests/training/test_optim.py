@@ -78,3 +78,21 @@ def test_only_fp16_scales_the_loss():
     device = torch.device("cpu")
     assert make_scaler(TrainingConfig(precision="fp16"), device).is_enabled()
     assert not make_scaler(TrainingConfig(precision="bf16"), device).is_enabled()
+
+
+def test_the_fused_step_is_the_plain_one():
+    """Of vectors and matrices, that decay and do not; another rate is another step."""
+
+    def moved(*, fused, rate=1e-2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7))
+        config = TrainingConfig(weight_decay=0.1, learning_rate=rate)
+        optimizer = make_optimizer(dict(model.named_parameters()), config, fused=fused)
+        for _ in range(5):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    torch.testing.assert_close(moved(fused=True), moved(fused=False), rtol=1e-5, atol=1e-6)
+    assert (moved(fused=True) - moved(fused=False, rate=1.01e-2)).abs().max() > 1e-5

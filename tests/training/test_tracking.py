@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -99,6 +100,20 @@ def test_a_resumed_run_is_the_same_run_there(tracked, tmp_path):
     assert (first["resumed"], second["resumed"]) == (False, True)
 
 
+def test_a_table_is_shown_once_at_a_step(tmp_path, monkeypatch):
+    healthy = Service(package="json", tracker="fake_trackers:Healthy", modes=())
+    monkeypatch.setitem(SERVICES, "swanlab", healthy)
+    trackers = open_trackers(
+        TrackingConfig(to=("swanlab",)), folder=tmp_path, name="run", hyperparameters={}
+    )
+    other = replace(ROW, prediction="y")
+    for step, row in ((2, ROW), (4, ROW), (2, ROW), (2, other)):  # 2 was the best one
+        trackers.show(step, [row])
+    trackers.finish()
+    shown = [(each["step"], *each["captions"]) for each in calls(tmp_path) if "captions" in each]
+    assert shown == [(2, "x ^ { 3 }"), (4, "x ^ { 3 }"), (2, "y")]
+
+
 def test_a_secret_is_no_hyperparameter(tracked, tmp_path):
     tracked("Healthy", steps=0)
     assert calls(tmp_path)[0]["hyperparameters"] == {"rank": 8, "tracking": {"to": "wandb"}}
@@ -157,6 +172,29 @@ def test_what_cannot_be_reached_is_recorded_for_later(tracked, tmp_path, mode, m
         assert f"send {told[0]['id']} {tmp_path / 'tracking' / name}" in warning
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("loads", "opens"), [(3, 0), (0, 3)])
+def test_a_package_that_loads_slowly_is_no_server_that_hangs(
+    loads, opens, tmp_path, monkeypatch, caplog
+):
+    """On a busy machine a library's import takes longer than a server may."""
+    monkeypatch.setattr(background, "OPEN_S", 2.0)
+    (tmp_path / "loading.py").write_text(
+        f"import time, fake_trackers\ntime.sleep({loads})\n"
+        "class Slow(fake_trackers.Healthy):\n"
+        f"    def trouble(self, call):\n        time.sleep({opens} if call == 'open' else 0)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    slow = Service(package="json", tracker="loading:Slow", modes=("online", "offline"))
+    monkeypatch.setitem(SERVICES, "swanlab", slow)
+    config = TrackingConfig(to=("swanlab",), mode="online")
+    open_trackers(config, folder=tmp_path, name="run", hyperparameters={}).finish()
+    modes = [call["mode"] for call in calls(tmp_path) if call["call"] == "open"]
+    assert modes == (["online"] if loads else ["online", "offline"])
+    assert len(caplog.records) == len(modes) - 1
+
+
 def test_nothing_is_tried_that_was_not_asked_for(tracked, tmp_path):
     (warning,) = tracked("Fails_open", mode="offline")
     assert "left out" in warning
@@ -189,10 +227,19 @@ def test_an_outbox_keeps_the_order_and_its_limit():
         False,
         True,
     ]
-    assert (box.get(), box.dropped) == (b"1234", 1)
+    assert (box.get(), box.dropped) == (b"1234567834", 1)
     assert box.put(b"9012")
     box.close()
-    assert [box.get(), box.get(), box.get(), box.get()] == [b"5678", b"34", b"9012", None]
+    assert [box.get(), box.get()] == [b"9012", None]
+
+
+def test_what_is_passed_on_at_once_is_bounded(monkeypatch):
+    monkeypatch.setattr(background, "TOGETHER_BYTES", 6)
+    box = background.Outbox(100)
+    for message in (b"1234", b"5678", b"9012"):
+        box.put(message)
+    box.close()
+    assert [box.get(), box.get(), box.get()] == [b"12345678", b"9012", None]
 
 
 @pytest.fixture

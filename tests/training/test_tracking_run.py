@@ -29,7 +29,7 @@ EVALUATION = {
     "max_new_tokens": 4,
     "metrics": ["exact_match", "edit_similarity"],
 }
-TRACKING = {"to": ["tensorboard", "swanlab", "wandb"], "project": "formulas"}
+TRACKING = {"to": ["tensorboard", "swanlab", "wandb", "trackio"], "project": "formulas"}
 METRICS = [f"{name}{end}" for name in EVALUATION["metrics"] for end in ("", "_low", "_high")]
 
 
@@ -45,9 +45,11 @@ def recipe(make_recipe):
 
 @pytest.fixture(scope="module")
 def run(recipe, tmp_path_factory):
-    """A run shown in TensorBoard, and to two trackers that die and fail."""
+    """A run shown in TensorBoard, and to trackers that die, fail, and are not there."""
     folder = tmp_path_factory.mktemp("tracked") / "run"
     with pytest.MonkeyPatch.context() as patch:
+        absent = Service(package="not_installed_anywhere", tracker="", modes=("offline",))
+        patch.setitem(SERVICES, "trackio", absent)
         for name, kind in (("swanlab", "Dies_log"), ("wandb", "Fails_open")):
             fake = Service(package="json", tracker=f"fake_trackers:{kind}", modes=("offline",))
             patch.setitem(SERVICES, name, fake)
@@ -176,6 +178,25 @@ def test_a_resumed_run_goes_on_in_the_same_place(run, recipe, tmp_path):
     assert [step for step, _ in scalars(shown, "train/loss")] == [1, 2, 4, 6]
     assert [picture.step for picture in shown.Images("Prediction/00")] == [0, 3, 6]
     assert text(shown, "hyperparameters", 0)
+
+
+@pytest.mark.parametrize("kept", [6, 4])
+def test_what_was_told_before_the_checkpoint_stands(run, recipe, tmp_path, kept):
+    """Killed while it was measured after training, it says nothing of the training again."""
+    folder = copied(run, tmp_path / "run")
+    shutil.rmtree(folder / "evaluation" / "after")
+    (folder / "result.json").unlink()
+    if kept == 4:
+        shutil.rmtree(folder / "checkpoints" / "step-000006")
+    only = recipe.model_copy(
+        update={"tracking": recipe.tracking.model_copy(update={"to": ("tensorboard",)})}
+    )
+    train(only, run_dir=folder, resume=True)
+    shown = events.EventAccumulator(str(folder / "tracking" / "tensorboard")).Reload()
+    steps = {line["step"]: line["loss"] for line in lines(folder / "metrics.jsonl")}
+    expected = [(step, pytest.approx(steps[step], rel=1e-6)) for step in (1, 2, 4, 6)]
+    assert scalars(shown, "train/loss") == expected
+    assert scalars(shown, "evaluation/exact_match")[-1][0] == 6
 
 
 def test_a_missing_tracker_is_said_before_anything_long(make_recipe, tmp_path, monkeypatch, caplog):

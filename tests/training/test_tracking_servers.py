@@ -65,6 +65,18 @@ def refuse(monkeypatch):
         monkeypatch.setenv(name, nowhere)
 
 
+def until(true, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def are_open(trackers):
+    """Whether each one records, online or offline."""
+    return all(each._records for each in trackers._trackers)
+
+
 def no_key_in(folder, *texts):
     """No key is in a file below a folder, nor in what was said."""
     for key in KEYS.values():
@@ -100,7 +112,7 @@ def test_all_of_a_run_arrives(hub, tmp_path, make_recipe, caplog):
         assert sum(path.startswith(upload) for path, _ in hub.asked) >= 2
     pictures = [body for path, body in hub.asked if re.match(r"PUT /put/\d+$", path)]
     assert sum(body.startswith(b"\x89PNG") for body in pictures) == 8
-    no_key_in(tmp_path / "run", caplog.text)
+    no_key_in(tmp_path, caplog.text)
 
 
 @pytest.mark.parametrize("when", ["always", "later"])
@@ -116,7 +128,7 @@ def test_training_does_not_feel_a_bad_server(
     elif when == "always":
         hub.trouble = trouble
     spent = spy_on_calls(monkeypatch, hub, trouble if when == "later" else None)
-    monkeypatch.setattr(background, "CLOSE_S", 4.0)
+    monkeypatch.setattr(background, "CLOSE_S", 4.0)  # a hanging server is not waited for
     run = tmp_path / "run"
     start = time.monotonic()
     train(make_recipe(tracking={"to": SERVICES}, training__log_steps=1), run_dir=run)
@@ -129,30 +141,33 @@ def test_training_does_not_feel_a_bad_server(
     if when == "always":
         assert len(warnings) == 2
     opening, *logging_steps = spent
-    assert opening < 2
-    assert sum(logging_steps) < 0.02  # seconds that six steps spent on both
-    assert seconds < 60
-    no_key_in(run, caplog.text)
+    assert sum(cpu for _, cpu in logging_steps) < 0.02  # seconds that six steps spent on both
+    for elapsed, _ in (opening, *logging_steps):
+        assert elapsed < 2  # a call that waits for one of these servers waits for much longer
+    assert seconds < 120
+    no_key_in(tmp_path, caplog.text)
 
 
 def spy_on_calls(monkeypatch, hub, trouble):
-    """Seconds that the training itself spends in its trackers: on opening them, on each step."""
+    """Seconds, and those of the processor, that the training itself spends in its trackers: on
+    opening them, on each step. The processor's do not depend on what else the machine does.
+    """
     spent = []
     opening, stepping = tracked.open_trackers, tracked.Trackers.log
 
     def timed(call):
         def measured(*args, **options):
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.thread_time()
             try:
                 return call(*args, **options)
             finally:
-                spent.append(time.perf_counter() - start)
+                spent.append((time.perf_counter() - start, time.thread_time() - cpu))
 
         return measured
 
     def log(self, step, values):
         if trouble is not None and step == 3:
-            time.sleep(6)  # until both are open
+            until(lambda: are_open(self))
             hub.trouble = trouble
         timed(stepping)(self, step, values)
 
@@ -163,7 +178,8 @@ def spy_on_calls(monkeypatch, hub, trouble):
 
 @pytest.mark.parametrize("trouble", [*TROUBLES, None])
 def test_what_a_bad_server_did_not_get_is_recorded(hub, tmp_path, trouble, monkeypatch, caplog):
-    """It takes ten seconds to see that a server hangs; a run of half a minute loses nothing."""
+    """It takes ten seconds to see that a server hangs; a longer run loses nothing."""
+    monkeypatch.setattr(background, "CLOSE_S", 60.0)  # a library's first import takes its time
     if trouble == "refuse":
         refuse(monkeypatch)
     else:
@@ -174,8 +190,8 @@ def test_what_a_bad_server_did_not_get_is_recorded(hub, tmp_path, trouble, monke
     start = time.monotonic()
     trackers.log(1, {"train/loss": 1.0})
     trackers.show(1, [Shown(id="r", question="", truth="", prediction="said")])
-    assert time.monotonic() - start < 0.05
-    time.sleep(0 if trouble is None else 20)
+    assert time.monotonic() - start < 2
+    until(lambda: are_open(trackers))
     trackers.finish()
     warnings = [record.getMessage() for record in caplog.records]
     if trouble is None:
@@ -194,14 +210,13 @@ def test_what_a_bad_server_did_not_get_is_recorded(hub, tmp_path, trouble, monke
 @pytest.mark.parametrize("when", ["always", "later"])
 def test_what_is_recorded_can_be_sent(hub, tmp_path, when, monkeypatch, caplog):
     """The command of the warning, run word for word."""
-    monkeypatch.setattr(background, "OPEN_S", 8.0)
     monkeypatch.setattr(background, "CLOSE_S", 8.0)
     if when == "always":
         hub.trouble = "hang"
     trackers = open_trackers(
         TrackingConfig(to=SERVICES), folder=tmp_path, name="run", hyperparameters={}
     )
-    time.sleep(20 if when == "always" else 10)
+    until(lambda: are_open(trackers))
     hub.trouble = "hang"
     trackers.log(1, {"train/loss": 0.123456789})
     trackers.finish()

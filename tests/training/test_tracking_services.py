@@ -22,6 +22,7 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
+from vlmtune.training.tracking import background
 from vlmtune.training.tracking.config import TrackingConfig
 from vlmtune.training.tracking.service import Shown
 from vlmtune.training.tracking.trackers import open_trackers
@@ -57,6 +58,7 @@ def track(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
     for name in ("SWANLAB_API_KEY", "WANDB_API_KEY", "SWANLAB_MODE", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(background, "CLOSE_S", 120.0)  # a library's first import takes its time
     caplog.set_level(logging.WARNING)
 
     def run(service, mode, steps=(1, 2, 3), shown=(0, 3)):
@@ -65,6 +67,7 @@ def track(tmp_path, monkeypatch, caplog):
             folder=tmp_path,
             name="run",
             hyperparameters=HYPERPARAMETERS,
+            begins=min(steps) if steps[0] > 1 else 0,
         )
         for step in sorted({*steps, *shown}):
             if step in steps:

@@ -11,8 +11,9 @@ import yaml
 from tiny_world import copied
 from vlmtune.evaluation.intervals import score
 from vlmtune.evaluation.run import Evaluation, Prediction
+from vlmtune.runs.best import chosen_checkpoint
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.resolve import latest_checkpoint, resolve
+from vlmtune.runs.resolve import resolve
 from vlmtune.verbs.merged_card import placeless, write_merged_card
 
 PROOF = {"changed": {"language": 14}, "max_logit_difference": 1e-6, "stored_as": "torch.float32"}
@@ -55,9 +56,9 @@ def test_a_run_s_figures_are_on_the_card(run, tmp_path):
 
 
 def test_a_checkpoint_alone_has_no_figures(run, tmp_path):
-    """Whatever it was measured at, the run's figures are of its newest checkpoint."""
+    """Whatever it was measured at, the run's figures are of the checkpoint that stands for it."""
     first = sorted((run / "checkpoints").glob("step-*"))[0]
-    assert first != latest_checkpoint(RunFolder(run))
+    assert first != chosen_checkpoint(RunFolder(run))
     _, body = card(first, tmp_path / "out")
     assert "## Results" not in body
     assert body.startswith("\n# mine\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,12 +48,19 @@ class PackedBatch:
         return 0 if self.stands_in else sum(self.lengths)
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The batch on a device."""
+        """The batch on a device; from ``pinned`` memory, without waiting until it is there."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> PackedBatch:
+        """The batch in memory that a GPU reads by itself."""
+        return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def _each(self, moved: Callable[[Tensor], Tensor]) -> PackedBatch:
         return replace(
             self,
-            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
-            predicts=self.predicts.to(device),
-            targets=self.targets.to(device),
+            inputs={name: moved(tensor) for name, tensor in self.inputs.items()},
+            predicts=moved(self.predicts),
+            targets=moved(self.targets),
         )
 
     def without_labels(self) -> PackedBatch:

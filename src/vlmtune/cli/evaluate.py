@@ -9,6 +9,7 @@ import typer
 
 from vlmtune.cli.loading import Base, Device, DeviceMap, Dtype, MaxPixels, Quantization
 from vlmtune.cli.output import Debug, Json, errors, finish
+from vlmtune.cli.vllm import EngineName, VllmOptions, VllmProgram, chosen_vllm
 
 
 def evaluate(  # noqa: PLR0913
@@ -41,6 +42,9 @@ def evaluate(  # noqa: PLR0913
     device: Device = None,
     quantization: Quantization = None,
     device_map: DeviceMap = None,
+    engine: EngineName = "own",
+    vllm: VllmProgram = None,
+    vllm_config: VllmOptions = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -72,6 +76,7 @@ def evaluate(  # noqa: PLR0913
                     quantization=quantization,
                     device_map=device_map,
                 ),
+                vllm=chosen_vllm(engine, vllm, vllm_config),
                 observer=observer,
             )
         finish(result, as_json=as_json, lines=list(lines(result)))

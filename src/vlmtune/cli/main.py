@@ -9,11 +9,13 @@ import typer
 import vlmtune
 from vlmtune.cli.chat import chat
 from vlmtune.cli.check import check
+from vlmtune.cli.doctor import doctor
 from vlmtune.cli.download import download
 from vlmtune.cli.evaluate import evaluate
 from vlmtune.cli.export import export
 from vlmtune.cli.inspect import inspect
 from vlmtune.cli.merge import merge
+from vlmtune.cli.plan import plan
 from vlmtune.cli.predict import predict
 from vlmtune.cli.prepare import prepare
 from vlmtune.cli.quickstart import quickstart
@@ -36,6 +38,7 @@ app.command()(prepare)
 app.command()(check)
 app.command()(inspect)
 app.command()(export)
+app.command()(plan)
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(predict)
@@ -47,6 +50,7 @@ app.command()(report)
 app.command()(runs)
 app.command()(reproduce)
 app.command()(download)
+app.command()(doctor)
 app.add_typer(recipes, name="recipes")
 app.command()(quickstart)
 

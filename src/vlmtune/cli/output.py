@@ -50,14 +50,26 @@ class _Lines(logging.Handler):
         say(self.format(record))
 
 
-@contextmanager
-def errors(*, as_json: bool, debug: bool) -> Iterator[None]:
-    """Turn errors into one paragraph and the exit status that they carry."""
+def listening(*, debug: bool, quiet: bool = False) -> None:
+    """Show log records on standard error, and libraries' warnings only where they are asked for.
+
+    Args:
+        debug: Whether they are.
+        quiet: Show nothing below an error: another process speaks.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_Lines()], force=True)
+    if quiet:
+        logging.getLogger().setLevel(logging.ERROR)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
     if not debug:
         warnings.simplefilter("ignore")
+
+
+@contextmanager
+def errors(*, as_json: bool, debug: bool) -> Iterator[None]:
+    """Turn errors into one paragraph and the exit status that they carry."""
+    listening(debug=debug)
     try:
         yield
     except (typer.Exit, typer.Abort):

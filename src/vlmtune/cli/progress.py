@@ -103,6 +103,8 @@ class Lines(Observer):
         pace = (monotonic() - began) / (report.step - done)
         left = clock(pace * (report.steps - report.step))
         say(f"step {report.step}/{report.steps}  {step_line(report)}  left {left}")
+        if report.parts:
+            say(f"  {parts_line(report)}")
 
     def trainability(self, rows: Sequence[PartGradient]) -> None:
         """Print the table, as wide as it needs to be."""
@@ -141,6 +143,12 @@ def step_line(report: StepReport) -> str:
     for name, value in (report.probe_metrics or {}).items():
         line += f"  {name} {value:.3f}"
     return line if report.applied else line + "  (left out: not finite)"
+
+
+def parts_line(report: StepReport) -> str:
+    """What the step's time went to, in hundredths."""
+    total = sum(report.parts.values()) or 1.0
+    return "  ".join(f"{part} {100 * spent / total:.0f} %" for part, spent in report.parts.items())
 
 
 def clock(seconds: float) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from vlmtune.cli.loading import Base, Device, DeviceMap, Dtype, MaxPixels, Quantization
 from vlmtune.cli.output import Debug, Json, errors, finish
+from vlmtune.cli.vllm import EngineName, VllmOptions, VllmProgram, chosen_vllm
 
 
 def serve(  # noqa: PLR0913
@@ -47,6 +48,9 @@ def serve(  # noqa: PLR0913
     ] = 1024,
     max_images: Annotated[int, typer.Option(min=0, help="Most images of a request.")] = 16,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 32,
+    engine: EngineName = "own",
+    vllm: VllmProgram = None,
+    vllm_config: VllmOptions = None,
     max_pixels: MaxPixels = None,
     base: Base = None,
     dtype: Dtype = None,
@@ -93,6 +97,7 @@ def serve(  # noqa: PLR0913
             loading=LoadingConfig(
                 dtype=dtype, device=device, quantization=quantization, device_map=device_map
             ),
+            vllm=chosen_vllm(engine, vllm, vllm_config),
             ready=ready,
         )
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from vlmtune.config import Config
 from vlmtune.errors import UsageError
 from vlmtune.evaluation.latex import Normalise
+from vlmtune.runs.best import PROBE_LOSS, best_by
 
 
 class EvaluationConfig(Config):
@@ -25,7 +26,9 @@ class EvaluationConfig(Config):
         generate_every: Optimizer steps between two times that the probe's questions are answered
             and the metrics taken of them; None: never.
         best_metric: What the best checkpoint is best by: ``probe_loss``, or one of the metrics,
-            which needs ``generate_every``. It is never pruned.
+            which needs ``generate_every``. It is never pruned, and is what is evaluated, merged and
+            served of the run. None: the newest is, and where ``stop_after`` is set, the one with
+            the lowest probe loss.
         stop_after: Measurements of ``best_metric`` in a row without a better one, after which the
             training ends; None: it runs to its end.
         probe: Validation rows whose loss is followed during training.
@@ -40,7 +43,7 @@ class EvaluationConfig(Config):
     normalise: Normalise = "none"
     every: int | None = Field(default=None, ge=1)
     generate_every: int | None = Field(default=None, ge=1)
-    best_metric: str = "probe_loss"
+    best_metric: str | None = None
     stop_after: int | None = Field(default=None, ge=1)
     probe: int = Field(default=32, ge=0)
     max_new_tokens: int | None = Field(default=None, ge=1)
@@ -63,7 +66,7 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
-        by_answers = self.best_metric != "probe_loss"
+        by_answers = self.best_metric not in (None, PROBE_LOSS)
         if by_answers and self.best_metric not in self.metrics:
             raise ValueError(
                 f"best_metric: found {self.best_metric!r}, expected probe_loss or one of metrics: "
@@ -74,6 +77,11 @@ class EvaluationConfig(Config):
                 f"best_metric: {self.best_metric} is not measured during training; set "
                 "generate_every to the steps between two measurements"
             )
-        if (self.stop_after or by_answers) and not self.probe:
+        if (self.stop_after or self.best_metric) and not self.probe:
             raise ValueError("probe: 0 rows cannot say which step is best; expected at least 1")
         return self
+
+    @property
+    def best_by(self) -> str | None:
+        """What the checkpoint that stands for a run is best by; None: the newest one does."""
+        return best_by(self.model_dump(include={"best_metric", "stop_after"}))

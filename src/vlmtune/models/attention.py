@@ -19,6 +19,9 @@ import torch
 from torch import Tensor, nn
 
 NAME = "vlmtune_rows"
+# transformers gives bounds to those alone whose name has "flash" in it; to others image by image,
+# asking the device how long each is in every block.
+SEGMENTS = "vlmtune_flash_segments"
 LENGTHS: ContextVar[tuple[int, ...] | None] = ContextVar("lengths", default=None)
 
 
@@ -102,40 +105,98 @@ def attend(
         output: Tensor = stock(module, query, key, value, attention_mask, **arguments)[0]
         return output, None
     bounds = attention_mask
+    if _has_kernel(query, arguments):
+        longest, scale = max(bounds.lengths), arguments.get("scaling")
+        return _on_gpu((query, key, value), bounds.cumulative, longest, scale, causal=True), None
+    limits = (0, *accumulate(bounds.lengths))
+    return _one_by_one(module, (query, key, value), limits, arguments), None
+
+
+def attend_segments(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001
+    **arguments: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of a vision tower that lays images end to end.
+
+    Args:
+        module: The layer.
+        query: ``(1, heads, patches, width)``.
+        key: The same.
+        value: The same.
+        attention_mask: None: each image sees all of itself.
+        **arguments: Among them ``cu_seq_lens_q``, the images' bounds on the device, and
+            ``max_length_q``.
+
+    Returns:
+        The output, ``(1, patches, heads, width)``, and no weights.
+    """
+    bounds, longest = arguments.pop("cu_seq_lens_q"), arguments.pop("max_length_q")
+    for name in ("cu_seq_lens_k", "max_length_k"):
+        arguments.pop(name, None)
+    states = (query, key, value)
+    if _has_kernel(query, arguments):
+        scale = arguments.get("scaling")
+        return _on_gpu(states, bounds.to(torch.int32), longest, scale, causal=False), None
+    return _one_by_one(module, states, bounds.tolist(), arguments), None
+
+
+def use_segments(tower: nn.Module) -> None:
+    """Let a vision tower attend by its images' bounds, without a loop over images on a GPU."""
+    from transformers import AttentionInterface, PreTrainedModel
+
+    AttentionInterface.register(SEGMENTS, attend_segments)
+    for module in tower.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._attn_implementation = SEGMENTS
+
+
+def _has_kernel(query: Tensor, arguments: dict[str, Any]) -> bool:
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and half and not arguments.get("dropout"):
-        return _on_gpu(query, key, value, bounds, arguments.get("scaling")), None
+    return query.is_cuda and half and not arguments.get("dropout")
+
+
+def _one_by_one(
+    module: nn.Module,
+    states: tuple[Tensor, Tensor, Tensor],
+    limits: Sequence[int],
+    arguments: dict[str, Any],
+) -> Tensor:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    stock: Any = sdpa_attention_forward
     rows = [
-        stock(
-            module,
-            query[:, :, start:stop],
-            key[:, :, start:stop],
-            value[:, :, start:stop],
-            None,
-            **arguments,
-        )[0]
-        for start, stop in pairwise((0, *accumulate(bounds.lengths)))
+        stock(module, *(state[:, :, start:stop] for state in states), None, **arguments)[0]
+        for start, stop in pairwise(limits)
     ]
-    return torch.cat(rows, dim=1), None
+    return torch.cat(rows, dim=1)
 
 
 def _on_gpu(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, scale: float | None
+    states: tuple[Tensor, Tensor, Tensor],
+    cumulative: Tensor,
+    longest: int,
+    scale: float | None,
+    *,
+    causal: bool,
 ) -> Tensor:
     """All rows in one kernel, torch's own for sequences of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = max(bounds.lengths)
+    query, key, value = (state[0].transpose(0, 1) for state in states)  # (tokens, heads, width)
     output: Any = varlen_attn(
-        query[0].transpose(0, 1),  # (tokens, heads, width)
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        bounds.cumulative,
-        bounds.cumulative,
+        query,
+        key,
+        value,
+        cumulative,
+        cumulative,
         longest,
         longest,
         scale=scale,
-        window_size=(-1, 0),  # causal
+        window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return torch.as_tensor(output).unsqueeze(0)

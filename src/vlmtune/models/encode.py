@@ -139,6 +139,12 @@ class Encoder:
             vision=self.family.image_inputs(pictures, self.contract.image),
         )
 
+    def encode_together(
+        self, conversations: Sequence[Conversation], *, ask: bool = False
+    ) -> list[Encoded]:
+        """``encode`` of rows that go through the model in one forward."""
+        return [self.encode(each, ask=ask) for each in conversations]
+
     def kinds(self, conversation: Conversation) -> list[TokenKind]:
         """What each token of ``tokens`` is, for people to look at; slower than ``tokens``."""
         completed = self.complete(conversation)

@@ -22,6 +22,7 @@ from vlmtune.data.conversation import Box
 from vlmtune.data.media import ImagePolicy, Size
 from vlmtune.errors import ModelError, UsageError
 from vlmtune.models import box_syntax
+from vlmtune.models.features import FEATURES, FeatureForm, feature_output
 from vlmtune.models.folder import (
     image_processor_type,
     load_image_processor,
@@ -81,9 +82,13 @@ class FamilyFacts:
         image_options: Options of the recipe's ``image`` section that decide this family's sizes.
         joins: How each vision tensor joins in a batch; the rest of a processor's output is dropped.
         packs: Whether several rows in one sequence are known to be independent.
+        segments: Whether the vision tower lays all images end to end, and hands their bounds to
+            attention functions that transformers takes for flash attention.
         batches: Whether the model's own ``generate`` is known to answer questions side by side as
             it answers each alone.
         decodes: Whether ``Decoding`` is known to say what the model's own ``generate`` says.
+        features: How the forward takes features made before, in the place of pixels: as a list or
+            one tensor; None: it is not known to take them.
     """
 
     name: str
@@ -104,8 +109,10 @@ class FamilyFacts:
     image_options: frozenset[str] = frozenset()
     joins: Mapping[str, Join] = field(default_factory=dict)
     packs: bool = False
+    segments: bool = False
     batches: bool = True
     decodes: bool = True
+    features: FeatureForm | None = None
 
 
 @dataclass(frozen=True)
@@ -312,7 +319,7 @@ class Family(ABC):
             "input_ids": batch["input_ids"],
             **self.position_arguments(batch["positions"].unsqueeze(1)),
             "use_cache": False,
-            **self.vision_arguments(batch),
+            **self.image_arguments(batch),
         }
 
     def position_arguments(self, positions: Tensor) -> dict[str, Any]:
@@ -328,8 +335,16 @@ class Family(ABC):
         return {
             "input_ids": batch["input_ids"],
             "attention_mask": batch["attention_mask"],
-            **self.vision_arguments(batch),
+            **self.image_arguments(batch),
         }
+
+    def image_arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The batch's images as the model's forward takes them, seen now or before."""
+        return self.feature_arguments(batch) if FEATURES in batch else self.vision_arguments(batch)
+
+    def feature_arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Features in the place of the vision tensors."""
+        return {"mm_encoder_outputs": {"image": feature_output(batch, self.facts.features)}}
 
     def vision_arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """The batch's vision tensors as the model's forward takes them; none without images."""
@@ -355,7 +370,7 @@ class Family(ABC):
 
     def join(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
         """Join one vision tensor of several rows as the facts say."""
-        return join_tensors(self.facts.joins[name], tensors)
+        return join_tensors(self.facts.joins.get(name, Join.CONCATENATE), tensors)
 
     def join_vision(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Vision tensors of a batch; rows without images have none."""

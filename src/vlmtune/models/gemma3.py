@@ -28,6 +28,7 @@ FACTS = FamilyFacts(
     lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     joins={"pixel_values": Join.CONCATENATE},
     packs=True,
+    features="tensor",
 )
 
 GRID = 1000  # boxes are integers 0 … 1000 of height and width
@@ -80,8 +81,12 @@ class Gemma3(Family):
         """The model makes the masks of images from the token types."""
         inputs = super().vision_arguments(batch)
         if inputs:
-            inputs["token_type_ids"] = batch["image_mask"].to(torch.int64)
+            inputs.update(token_types(batch))
         return inputs
+
+    def feature_arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The masks of images are made from the token types here too."""
+        return {**super().feature_arguments(batch), **token_types(batch)}
 
     def render_box(self, box: Box, size: Size, policy: ImagePolicy) -> list[Piece]:  # noqa: ARG002
         """``{"box_2d": [y1, x1, y2, x2], "label": "dog"}`` in 0 … 1000 of height and width."""
@@ -95,6 +100,11 @@ class Gemma3(Family):
     @property
     def _text_config(self) -> Mapping[str, Any]:
         return self.parts.config.to_dict()["text_config"]
+
+
+def token_types(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Which tokens are images, as the model's forward takes it."""
+    return {"token_type_ids": batch["image_mask"].to(torch.int64)}
 
 
 def attention_masks(positions: Tensor, image: Tensor, window: int) -> dict[str, Tensor]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,6 +21,11 @@ from vlmtune.models.family import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+logger = logging.getLogger(__name__)
+
+TOKENS_TOGETHER = 32768  # most tokens, padding included, of questions that are answered at once
 
 
 @dataclass(frozen=True)
@@ -47,59 +55,151 @@ def generate(
     max_new_tokens: int,
     batch_rows: int = 32,
     progress: Callable[[int], None] | None = None,
+    tries_again: bool = True,
 ) -> list[Generation]:
     """Answer each conversation's last question.
 
-    Questions of similar length share a batch, so that little is padded; the answers come back in
-    the order of the questions.
+    Questions of similar length are answered side by side, so that little is padded; where enough of
+    them are done, others take their places. The answers come back in the order of the questions.
 
     Args:
         model: The model, adapter included.
         encoder: Its encoder.
         questions: Rows; a last assistant turn is left out.
         max_new_tokens: Longest answer in tokens.
-        batch_rows: Most questions answered at once.
+        batch_rows: Most questions answered at once; fewer where their prompts are long.
         progress: Called with the number of questions answered so far.
+        tries_again: Whether to go on with half as many at once where the device's memory is full.
+            Not where other processes wait for this one's forwards.
     """
     lengths = [len(tokens_of(encoder, question, ask=True)) for question in questions]
-    order = sorted(range(len(questions)), key=lambda index: lengths[index])
+    waiting = deque(sorted(range(len(questions)), key=lambda index: lengths[index]))
     answers: dict[int, Generation] = {}
+    together = Answering(model, encoder, max_new_tokens)
     with _greedy(model, encoder):
-        for start in range(0, len(order), batch_rows):
-            chosen = order[start : start + batch_rows]
-            encoded = [encoder.encode(questions[index], ask=True) for index in chosen]
-            batch = generate_batch(model, encoder, encoded, max_new_tokens)
-            answers.update(zip(chosen, batch, strict=True))
-            if progress is not None:
+        while waiting or together.places:
+            try:
+                room = _room(together, waiting, lengths, batch_rows)
+                if room:
+                    next_ones = list(islice(waiting, room))
+                    rows = [questions[index] for index in next_ones]
+                    together.ask(next_ones, encoder.encode_together(rows, ask=True))
+                    for _ in next_ones:
+                        waiting.popleft()
+                done = together.say()
+            except torch.OutOfMemoryError:
+                if not tries_again or batch_rows == 1:
+                    raise
+                # Greedy answers begin anew as they began: nothing is lost but time.
+                waiting.extendleft(reversed(together.forget()))
+                batch_rows = max(1, min(batch_rows, len(waiting)) // 2)
+                logger.warning(
+                    "the device's memory is full: going on with %d questions at once "
+                    "(evaluation.batch_rows)",
+                    batch_rows,
+                )
+                continue
+            answers.update(done)
+            if done and progress is not None:
                 progress(len(answers))
     return [answers[index] for index in range(len(questions))]
 
 
-def generate_batch(
-    model: PreTrainedModel, encoder: Encoder, rows: Sequence[Encoded], max_new_tokens: int
-) -> list[Generation]:
-    """Answer encoded questions in one batch, left-padded; an answered row leaves the batch."""
-    if not encoder.family.facts.decodes:
-        return _stock(model, encoder, rows, max_new_tokens)
-    said: list[list[int]] = [[] for _ in rows]
-    running = list(range(len(rows)))
-    decoding = Decoding(model, encoder, rows)
-    while running:
-        tokens = decoding.logits.argmax(dim=-1)
-        for row, token in zip(running, tokens.tolist(), strict=True):
-            said[row].append(token)
+def _room(
+    together: Answering, waiting: Sequence[int], lengths: Sequence[int], batch_rows: int
+) -> int:
+    """How many of those who wait are asked now."""
+    running = len(together.places)
+    if not waiting or (running and (2 * running > batch_rows or not together.joinable)):
+        return 0
+    room = 0
+    for index in islice(waiting, batch_rows - running):
+        longest = max(together.length, lengths[index])  # they are sorted: it grows
+        if running + room and (running + room + 1) * longest > TOKENS_TOGETHER:
+            break
+        room += 1
+    return room
+
+
+class Answering:
+    """Questions that are answered side by side, each of which leaves when it is answered.
+
+    Args:
+        model: The model, in evaluation mode and with greedy settings.
+        encoder: Its encoder.
+        max_new_tokens: Longest answer in tokens.
+
+    Attributes:
+        places: What the questions are called that are being answered.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, max_new_tokens: int) -> None:
+        self._model, self._encoder, self._limit = model, encoder, max_new_tokens
+        self._decodes = encoder.family.facts.decodes
+        self._decoding: Decoding | None = None
+        self._asked: list[Encoded] = []
+        self._said: list[list[int]] = []
+        self.places: list[int] = []
+
+    @property
+    def joinable(self) -> bool:
+        """Whether others may join those that are being answered."""
+        return self._decoding is None or self._decoding.joinable
+
+    @property
+    def length(self) -> int:
+        """Tokens of each row so far, padding included."""
+        return 0 if self._decoding is None else self._decoding.length
+
+    def ask(self, places: Sequence[int], rows: Sequence[Encoded]) -> None:
+        """Read further questions, encoded with ``ask=True``."""
+        if self._decodes:
+            decoding = Decoding(self._model, self._encoder, rows)
+            if self._decoding is None:
+                self._decoding = decoding
+            else:
+                self._decoding.join(decoding)
+        # What was seen is in the caches now; the pixels of the others are still needed.
+        self._asked += [replace(row, vision={}) for row in rows] if self._decodes else rows
+        self._said += [[] for _ in rows]
+        self.places += places
+
+    def say(self) -> dict[int, Generation]:
+        """Say the next token of every answer; returns those that are finished."""
+        if self._decoding is None:
+            answers = _stock(self._model, self._encoder, self._asked, self._limit)
+            return dict(zip(self.forget(), answers, strict=True))
+        tokens = self._decoding.logits.argmax(dim=-1)
+        for said, token in zip(self._said, tokens.tolist(), strict=True):
+            said.append(token)
+        ends = self._encoder.end_ids
         going = [
-            place
-            for place, row in enumerate(running)
-            if said[row][-1] not in encoder.end_ids and len(said[row]) < max_new_tokens
+            row
+            for row, said in enumerate(self._said)
+            if said[-1] not in ends and len(said) < self._limit
         ]
-        if len(going) < len(running):
-            decoding.keep(going)
-            running = [running[place] for place in going]
-            tokens = tokens[going]
-        if running:
-            decoding.step(tokens)
-    return [answer_of(encoder, row, ids) for row, ids in zip(rows, said, strict=True)]
+        if len(going) == len(self.places):
+            self._decoding.step(tokens)
+            return {}
+        done = {
+            self.places[row]: answer_of(self._encoder, self._asked[row], self._said[row])
+            for row in sorted(set(range(len(self.places))) - set(going))
+        }
+        if going:
+            self._decoding.keep(going)
+            self._decoding.step(tokens[going])
+        else:
+            self._decoding = None
+        self._asked = [self._asked[row] for row in going]
+        self._said = [self._said[row] for row in going]
+        self.places = [self.places[row] for row in going]
+        return done
+
+    def forget(self) -> list[int]:
+        """Leave all unanswered; returns what they were called."""
+        places, self.places = self.places, []
+        self._asked, self._said, self._decoding = [], [], None
+        return places
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ FACTS = FamilyFacts(
     image_options=frozenset({"longest_edge", "split"}),
     joins={"pixel_values": Join.PAD, "pixel_attention_mask": Join.PAD},
     packs=True,
+    features="list",
 )
 
 

@@ -42,6 +42,7 @@ FACTS = FamilyFacts(
     # The processor's mask is all ones, since no view is padded; without it the model assumes that.
     joins={"pixel_values": Join.CONCATENATE},
     packs=True,
+    features="list",
 )
 
 

@@ -29,6 +29,7 @@ FACTS = FamilyFacts(
     image_options=frozenset({"max_tiles"}),
     joins={"pixel_values": Join.CONCATENATE},
     packs=True,
+    features="tensor",
 )
 
 GRID = 1000  # boxes are integers 0 … 1000 of width and height

@@ -37,6 +37,7 @@ FACTS = FamilyFacts(
     image_options=frozenset({"size"}),
     joins={"pixel_values": Join.CONCATENATE},
     packs=True,
+    features="list",
 )
 
 

@@ -34,6 +34,7 @@ FACTS = FamilyFacts(
     lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     joins={"pixel_values": Join.CONCATENATE, "image_sizes": Join.CONCATENATE},
     packs=True,
+    features="list",
 )
 
 

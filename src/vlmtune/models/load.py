@@ -17,6 +17,7 @@ from vlmtune.models.classes import know_classes_of
 from vlmtune.models.contract import BaseModelIdentity
 from vlmtune.models.folder import read_json
 from vlmtune.models.gptq import check_packed_layers, find_packing
+from vlmtune.models.products import speed_up
 from vlmtune.models.quantize import Quantization, finish_quantized, quantization_options
 from vlmtune.models.torchvision import torchvision_fault
 from vlmtune.models.weights import weight_files, weights_sha256
@@ -169,6 +170,7 @@ def load_model(
         finish_quantized(model, quantization, dtype, compute or dtype)
     elif device_map is None:
         model.to(device)
+    speed_up(model)
     model.eval()
     return cast("PreTrainedModel", model)
 

@@ -33,6 +33,8 @@ FACTS = FamilyFacts(
     image_options=frozenset({"max_pixels", "min_pixels", "size"}),
     joins={"pixel_values": Join.CONCATENATE, "image_grid_thw": Join.CONCATENATE},
     packs=True,
+    segments=True,
+    features="list",
 )
 
 GRID = 1000  # boxes are integers 0 … 999 of width and height

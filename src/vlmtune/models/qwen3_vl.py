@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from vlmtune.data.boxes import to_grid
 from vlmtune.data.conversation import Box
 from vlmtune.data.media import ImagePolicy, Size
 from vlmtune.models import box_syntax
 from vlmtune.models.family import Piece
+from vlmtune.models.features import FEATURES, feature_levels
 from vlmtune.models.qwen2_vl import FACTS as QWEN2_VL
 from vlmtune.models.qwen2_vl import GRID, Qwen2VL
 
@@ -32,6 +36,19 @@ class Qwen3VL(Qwen2VL):
     """
 
     facts = FACTS
+
+    def feature_arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """With the features of inner layers, a list of images for each."""
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+            BaseModelOutputWithDeepstackFeatures,
+        )
+
+        levels: Any = [[level] for level in feature_levels(batch)]
+        features: Any = [batch[FEATURES]]
+        output = BaseModelOutputWithDeepstackFeatures(
+            pooler_output=features, deepstack_features=levels
+        )
+        return {"mm_encoder_outputs": {"image": output}}
 
     def render_box(self, box: Box, size: Size, policy: ImagePolicy) -> list[Piece]:  # noqa: ARG002
         """``{"bbox_2d": [x1, y1, x2, y2], "label": "dog"}`` in 0 … 1000 of width and height."""

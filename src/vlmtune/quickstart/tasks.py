@@ -20,6 +20,7 @@ from vlmtune.quickstart.pictures import placed
 from vlmtune.quickstart.shapes import draw_scene, random_scene
 
 LETTER, DPI = 26, 100  # pixels of an em, pixels of an inch
+FORMULA_SEED = 11
 Picture = Image.Image
 Message = dict[str, str]
 
@@ -29,22 +30,18 @@ class Task:
     """A thing to learn.
 
     Attributes:
-        name: As in ``quickstart --task``.
-        prompt: What is asked of each picture.
+        recipe: Name of the shipped recipe that learns it.
         draw: Pictures and their conversations, the same for the same arguments: rows, and whether
             they are the held-out ones.
-        metrics: What is measured; the first is the headline.
     """
 
-    name: str
-    prompt: str
+    recipe: str
     draw: Callable[[int, bool], Iterator[tuple[Picture, dict[str, Any]]]]
-    metrics: tuple[str, ...]
 
 
 def _formulas(count: int, held_out: bool) -> Iterator[tuple[Picture, dict[str, Any]]]:
     split: Split = "held_out" if held_out else "training"
-    for number, formula in enumerate(formulas(count, seed=11, split=split)):
+    for number, formula in enumerate(formulas(count, FORMULA_SEED, split=split)):
         font = get_args(Font)[number % len(get_args(Font))]
         size = LETTER * 72 / DPI
         ink = 255 - np.asarray(render(formula, size_points=size, dpi=DPI, padding=0, font=font))
@@ -89,18 +86,30 @@ def _answered(question: str, answer: str) -> dict[str, Any]:
 FORMULA_PROMPT = "Write this formula in LaTeX."
 SHAPE_PROMPT = "Which shape is this?"
 TASKS = {
-    "formulas": Task(
-        name="formulas",
-        prompt=FORMULA_PROMPT,
-        draw=_formulas,
-        metrics=("exact_match", "edit_similarity", "cer", "bleu"),
-    ),
-    "shapes": Task(name="shapes", prompt=SHAPE_PROMPT, draw=_shapes, metrics=("accuracy",)),
-    "boxes": Task(name="boxes", prompt="", draw=_boxes, metrics=("box_accuracy_50", "box_iou")),
+    "formulas": Task(recipe="quickstart", draw=_formulas),
+    "shapes": Task(recipe="quickstart-shapes", draw=_shapes),
+    "boxes": Task(recipe="quickstart-boxes", draw=_boxes),
 }
 
 
-def write_task(folder: Path, name: str, rows: int, held_out: int) -> Path:
+def task(name: str) -> Task:
+    """A task by name.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    if name not in TASKS:
+        raise UsageError(f"--task: found {name!r}, expected one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def write_task(
+    folder: Path,
+    name: str,
+    rows: int,
+    held_out: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Write ``images/000000.png`` … and ``rows.jsonl``, the held-out rows last.
 
     Args:
@@ -109,18 +118,20 @@ def write_task(folder: Path, name: str, rows: int, held_out: int) -> Path:
         rows: How many to train on.
         held_out: How many to measure on; they hold no formula of training or of the base's
             pretraining.
+        progress: Called with the number of pictures drawn and of all.
 
     Returns:
         The path of the table.
     """
-    if name not in TASKS:
-        raise UsageError(f"--task: found {name!r}, expected one of {', '.join(TASKS)}")
+    draw = task(name).draw
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    table, draw = folder / "rows.jsonl", TASKS[name].draw
+    table = folder / "rows.jsonl"
     with table.open("w", encoding="utf-8") as file:
         drawn = itertools.chain(draw(rows, False), draw(held_out, True))
         for number, (picture, row) in enumerate(drawn):
             image = f"images/{number:06d}.png"
             picture.save(folder / image)
             file.write(json.dumps({**row, "images": [image]}) + "\n")
+            if progress is not None:
+                progress(number + 1, rows + held_out)
     return table

@@ -18,6 +18,7 @@ from vlmtune.files import sync, to_json
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+FORMAT = 1
 NAME = re.compile(r"^step-(\d{6,})$")
 
 
@@ -37,11 +38,7 @@ def faults(folder: Path, *, hashed: bool = True) -> list[str]:
         hashed: Whether to read every file; otherwise only their sizes are looked at.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed = [
-            (str(name), int(facts["bytes"]), str(facts["sha256"]))
-            for name, facts in manifest["files"].items()
-        ]
+        listed = _listed(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST}: damaged ({type(error).__name__}: {error})"]
     found = []
@@ -54,6 +51,24 @@ def faults(folder: Path, *, hashed: bool = True) -> list[str]:
         elif hashed and _sha256(path) != sha256:
             found.append(f"{name}: its content changed since it was written")
     return found if listed else [f"{MANIFEST}: lists no files"]
+
+
+def _listed(folder: Path) -> list[tuple[str, int, str]]:
+    """Name, size and hash of every file, from a manifest that is to the letter as it was written.
+
+    Raises:
+        ValueError: If it is not: what a flipped bit makes of it may still be JSON.
+    """
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    files = manifest["files"]
+    written = {"format": FORMAT, "step": manifest["step"], "files": files}
+    named = NAME.match(folder.name) is None or manifest["step"] == step_of(folder)
+    if text != to_json(written) + "\n" or not named:
+        raise ValueError("not what was written")
+    if any(facts.keys() != {"bytes", "sha256"} for facts in files.values()):
+        raise ValueError("not what was written")
+    return [(name, int(facts["bytes"]), str(facts["sha256"])) for name, facts in files.items()]
 
 
 def newest_good(folder: Path) -> Path | None:
@@ -101,7 +116,7 @@ def seal(folder: Path, step: int) -> None:
         sync(path)
     manifest = folder / MANIFEST
     manifest.write_text(
-        to_json({"format": 1, "step": step, "files": listed}) + "\n", encoding="utf-8"
+        to_json({"format": FORMAT, "step": step, "files": listed}) + "\n", encoding="utf-8"
     )
     sync(manifest)
     sync(folder)

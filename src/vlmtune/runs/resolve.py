@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from vlmtune.data.media import ImagePolicy
-from vlmtune.errors import CheckpointError, UsageError
+from vlmtune.errors import UsageError
 from vlmtune.hub import Hub, download_model
+from vlmtune.models.builtin import BUILTIN, builtin_base
 from vlmtune.models.contract import FILE, Contract, make_contract, verify_contract
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
@@ -19,7 +20,7 @@ from vlmtune.models.folder import read_json
 from vlmtune.models.gptq import is_gptq
 from vlmtune.models.load import BaseSource, LoadingConfig, load_model
 from vlmtune.models.quantize import Quantization, QuantizationMethod, plan_quantization
-from vlmtune.runs.checkpoints import newest_good
+from vlmtune.runs.best import chosen_checkpoint
 from vlmtune.runs.folder import RunFolder
 from vlmtune.tuning.apply import ADAPTER_CONFIG, Tuned, load_adapter
 
@@ -86,7 +87,7 @@ def resolve(
     """Find out what a MODEL argument is; a hub id is downloaded.
 
     Args:
-        argument: A hub id, a local model, a run, a checkpoint or an adapter.
+        argument: A hub id, a local model, a run, a checkpoint, an adapter, or ``builtin:base``.
         base: Where an adapter's base is now, if it moved; its weights must be the same.
         hub: Where a hub id is fetched from.
         revision: Branch, tag or commit of a hub id.
@@ -98,27 +99,30 @@ def resolve(
     folder = Path(argument)
     if folder.is_dir():
         return _resolve_folder(str(argument), folder, base)
-    if isinstance(argument, str) and HUB_ID.match(argument):
+    if isinstance(argument, str) and (argument == BUILTIN or HUB_ID.match(argument)):
         return Resolved("model", argument, fetch_base(argument, hub, revision), None, None)
     raise UsageError(
         f"MODEL: {str(argument)!r} is neither an existing folder (a model, a run, a checkpoint, an "
-        "adapter) nor a hub id like Qwen/Qwen2-VL-2B-Instruct"
+        "adapter), nor a hub id like Qwen/Qwen2-VL-2B-Instruct, nor builtin:base"
     )
 
 
 def fetch_base(name: str, hub: Hub, revision: str | None) -> BaseSource:
-    """A base by folder or hub id.
+    """A base by folder or hub id, or the built-in one.
 
     Raises:
         HubError: If a hub id cannot be fetched.
+        ModelError: If this installation lacks the built-in one.
     """
+    if name == BUILTIN:
+        return builtin_base()
     folder = Path(name)
     if folder.is_dir():
         return _local(folder)
     if not HUB_ID.match(name):
         raise UsageError(
             f"model.base: {name!r} is neither an existing folder nor a hub id like "
-            "Qwen/Qwen2-VL-2B-Instruct"
+            "Qwen/Qwen2-VL-2B-Instruct nor builtin:base"
         )
     downloaded = download_model(name, hub=hub, revision=revision)
     return BaseSource(downloaded.path, name, hub, downloaded.revision)
@@ -225,24 +229,10 @@ def _local(folder: Path) -> BaseSource:
     return BaseSource(folder, str(folder.resolve()), origin.get("hub"), origin.get("revision"))
 
 
-def latest_checkpoint(run: RunFolder) -> Path:
-    """The newest undamaged checkpoint of a run.
-
-    Raises:
-        CheckpointError: If it has none yet, or all are damaged.
-    """
-    newest = newest_good(run.checkpoints)
-    if newest is None:
-        raise CheckpointError(
-            f"{run} has no checkpoint yet; continue it with `vlmtune train … --run {run} --resume`"
-        )
-    return newest
-
-
 def _resolve_folder(name: str, folder: Path, base: str | None) -> Resolved:
     run = RunFolder(folder)
     if run.exists:
-        return _resolve_folder(name, latest_checkpoint(run), base)
+        return _resolve_folder(name, chosen_checkpoint(run), base)
     contract = Contract.read(folder) if (folder / FILE).is_file() else None
     if (folder / ADAPTER_CONFIG).is_file():
         if contract is None:

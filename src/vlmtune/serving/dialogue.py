@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vlmtune.data.conversation import Conversation, EncodedImage, Image, Message, Part, Text
-from vlmtune.serving.engine import Engine
 from vlmtune.serving.events import Delta, Ended
+from vlmtune.serving.front import Front
 from vlmtune.serving.rows import Answer
 from vlmtune.serving.settings import Settings
 
@@ -23,7 +23,7 @@ class Dialogue:
         last: The last answer, whole, or None.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, model: str | None = None) -> None:
+    def __init__(self, engine: Front, settings: Settings, model: str | None = None) -> None:
         self._engine, self._model = engine, model
         self._settings = settings.model_copy(update={"stream": True, "n": 1})
         self._messages: tuple[Message, ...] = ()

@@ -14,20 +14,20 @@ import logging
 import threading
 import time
 from itertools import combinations
-from queue import SimpleQueue
 
 import torch
 
 from vlmtune.data.conversation import Conversation, Message, Text
 from vlmtune.errors import ModelError, VlmtuneError
 from vlmtune.serving.batches import AHEAD, Batch, answer_alone
-from vlmtune.serving.errors import BadRequestError, OverloadedError, internal
-from vlmtune.serving.events import Ended, Event, Failed
+from vlmtune.serving.errors import OverloadedError, internal
+from vlmtune.serving.events import Ended, Event
+from vlmtune.serving.front import CLOSING, FATAL, NOT_RUNNING, Front
 from vlmtune.serving.metrics import Metrics
-from vlmtune.serving.rows import Answer, Asking, Sink
+from vlmtune.serving.rows import Asking
 from vlmtune.serving.served import Served, ServedModel
 from vlmtune.serving.settings import EngineConfig, Settings
-from vlmtune.serving.waiting import Waiting, too_slow
+from vlmtune.serving.waiting import too_slow
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,11 @@ TURN = 8  # steps before another adapter's batch has its turn: changing adapters
 STALLED = 300.0  # seconds of one forward after which the engine counts as stuck
 LEAST_CACHE = 2048  # tokens to which a device that runs out of memory may bring ``cache_tokens``
 ROOMY = 0.75  # of ``cache_tokens``; below that, answers that had to wait go on
-PLAIN = Settings()
 PROBE = Conversation("probe", (Message("user", (Text("?"),)),))
-FATAL = "the model does not work any more; the server has to be started again"
-CLOSING = "the server is going down; ask again later"
 
 
-class Engine:
-    """Answers questions with a served model.
+class Engine(Front):
+    """Answers questions with a served model, in this process.
 
     Args:
         served: The model, and the names it answers under.
@@ -53,19 +50,14 @@ class Engine:
     def __init__(
         self, served: Served, config: EngineConfig | None = None, metrics: Metrics | None = None
     ) -> None:
-        self.served = served
-        self.config = config or EngineConfig()
-        self.metrics = metrics or Metrics()
-        self._waiting = Waiting(self.config, served.context)
-        self._changed = self._waiting.changed
+        super().__init__(served, config, served.context, metrics)
+        self._served = served
         self._batches: list[Batch] = []
         self._alone: Asking | None = None
         self._cache_tokens = self.config.cache_tokens
         self._stopping = self._fatal = False
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="vlmtune engine", daemon=True)
-        self.metrics.gauge("waiting", "Questions that wait for their turn.", lambda: self.waiting)
-        self.metrics.gauge("running", "Answers that are being spoken.", lambda: self.running)
 
     # For every thread
 
@@ -93,9 +85,9 @@ class Engine:
         self._waiting.close()
 
     @property
-    def waiting(self) -> int:
-        """Questions that wait for their turn."""
-        return len(self._waiting)
+    def served(self) -> Served:
+        """The model, and the names it answers under."""
+        return self._served
 
     @property
     def running(self) -> int:
@@ -110,63 +102,15 @@ class Engine:
         if self._stopping:
             return CLOSING
         if not self._thread.is_alive():
-            return "the engine is not running"
+            return NOT_RUNNING
         if self._batches and time.monotonic() - self._beat > STALLED:
             return f"the model has been busy with one forward for more than {STALLED:g} s"
         return None
 
-    def ask(
-        self, question: Conversation, settings: Settings = PLAIN, *, model: str | None = None
-    ) -> Answer:
-        """Ask, and iterate over the events of the answer.
-
-        Args:
-            question: A conversation that ends with a user's turn.
-            settings: How to answer.
-            model: Which model; None takes the first.
-
-        Raises:
-            UnknownModelError: If there is no such model.
-            BadRequestError: If more answers are asked for than are ever spoken at once.
-            BusyError: If the queue is full.
-            OverloadedError: If the engine is not answering.
-        """
-        events: SimpleQueue[Event] = SimpleQueue()
-        return Answer(self.submit(question, settings, events.put, model=model), events)
-
-    def submit(
-        self, question: Conversation, settings: Settings, sink: Sink, *, model: str | None = None
-    ) -> Asking:
-        """As ``ask``, but the events go to ``sink``, from the engine's threads; it must not block.
-
-        The last event is ``Failed``, or the ``Ended`` of the last answer.
-        """
-        served = self.served.named(model)
-        if settings.n > self.config.batch_rows:
-            raise BadRequestError(
-                f"n: found {settings.n}, expected at most {self.config.batch_rows}", param="n"
-            )
-
-        def counted(event: Event) -> None:
-            self._count(asking, event)
-            sink(event)
-
-        asking = Asking(question, settings, served, counted, self.config.request_seconds)
-        with self._changed:
-            if self._stopping or self._fatal or not self._thread.is_alive():
-                raise OverloadedError(self.fault or FATAL)
-            self._waiting.put(asking)
-        return asking
-
-    def _count(self, asking: Asking, event: Event) -> None:
-        if isinstance(event, Failed):
-            self.metrics.add("answers", finish_reason="failed")
-        elif isinstance(event, Ended):
-            self.metrics.add("answers", finish_reason=event.finish_reason)
-            self.metrics.add("completion_tokens", event.completion_tokens)
-            seconds = time.monotonic() - asking.asked
-            self.metrics.observe("answer_seconds", seconds)
-            self._waiting.seconds_each += 0.1 * (seconds - self._waiting.seconds_each)
+    @property
+    def closed(self) -> bool:
+        """Whether no question is taken any more."""
+        return self._stopping or self._fatal or not self._thread.is_alive()
 
     # The engine's own thread
 

@@ -23,9 +23,9 @@ from vlmtune.errors import VlmtuneError
 from vlmtune.fetch.network import INTERNET, Network
 from vlmtune.serving.answers import Frame, server_sent
 from vlmtune.serving.conversations import Draft, Images, draft
-from vlmtune.serving.engine import Engine
 from vlmtune.serving.errors import ServingError
 from vlmtune.serving.events import Began, Delta, Ended, Event, Failed
+from vlmtune.serving.front import Front
 from vlmtune.serving.http import (
     GONE,
     Bodies,
@@ -66,7 +66,7 @@ class ApiConfig:
     network: Network = INTERNET
 
 
-def create_app(engine: Engine, config: ApiConfig | None = None) -> FastAPI:
+def create_app(engine: Front, config: ApiConfig | None = None) -> FastAPI:
     """The ASGI application.
 
     Args:
@@ -141,7 +141,7 @@ def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
     return {key: _inlined(each, definitions) for key, each in kept.items()}
 
 
-def _describe(app: FastAPI, engine: Engine) -> None:
+def _describe(app: FastAPI, engine: Front) -> None:
     """Health, metrics and the page."""
 
     @app.get("/health", summary="Whether it answers")
@@ -189,7 +189,7 @@ def _answer_errors(app: FastAPI) -> None:
 class Chat:
     """The one thing that takes time."""
 
-    def __init__(self, engine: Engine, config: ApiConfig) -> None:
+    def __init__(self, engine: Front, config: ApiConfig) -> None:
         self._engine, self._limits = engine, config.limits
         self._images = Images(config.limits, config.domains, config.network)
         self._bodies = Bodies(config.limits)
@@ -254,7 +254,7 @@ class Listening:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Front,
         asked: ChatRequest,
         question: Conversation,
         was_read: Callable[[], None],

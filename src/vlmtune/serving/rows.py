@@ -137,7 +137,12 @@ class Answer:
 
 
 class Row:
-    """One answer while it is spoken."""
+    """One answer while it is spoken.
+
+    Attributes:
+        wish: How its next token is chosen.
+        over: Whether it was told whole.
+    """
 
     def __init__(self, asking: Asking, tokens: Tokens, choice: int, seed: int) -> None:
         settings, encoder = asking.settings, asking.served.encoder
@@ -148,6 +153,7 @@ class Row:
             generator=generator(seed, choice),
             top_logprobs=settings.top_logprobs if settings.logprobs else None,
         )
+        self.over = False
         self._choice = choice
         self._encoder = encoder
         self._question = tokens
@@ -194,6 +200,7 @@ class Row:
 
     def _end(self, reason: str, *, said: int) -> None:
         """Tell the answer whole."""
+        self.over = True
         kept = len(self._ids)
         text = None
         if self._speech is not None:

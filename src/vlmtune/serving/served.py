@@ -44,18 +44,11 @@ class ServedModel:
     adapter: str | None
 
 
-class Served:
-    """Weights in memory once, and the names they answer under. Used by one thread at a time."""
+class Catalogue:
+    """The names that something answers under, each with its encoder."""
 
-    def __init__(
-        self, model: PreTrainedModel, adapter: PeftModel | None, models: Mapping[str, ServedModel]
-    ) -> None:
-        self.model = model
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self.models = dict(models)
-        self._peft: Any = adapter
-        self._active = self.first.adapter
-        if adapter is not None:
-            self._activate(self._active)
 
     @property
     def first(self) -> ServedModel:
@@ -76,6 +69,20 @@ class Served:
                 f"the model {name[:200]!r} is not served here; there is {known}", param="model"
             )
         return self.models[name]
+
+
+class Served(Catalogue):
+    """Weights in memory once, and the names they answer under. Used by one thread at a time."""
+
+    def __init__(
+        self, model: PreTrainedModel, adapter: PeftModel | None, models: Mapping[str, ServedModel]
+    ) -> None:
+        super().__init__(models)
+        self.model = model
+        self._peft: Any = adapter
+        self._active = self.first.adapter
+        if adapter is not None:
+            self._activate(self._active)
 
     def use(self, served: ServedModel) -> None:
         """Let the weights answer as one of the models."""
@@ -148,7 +155,7 @@ def open_served(  # noqa: PLR0913
         ).adapter
         models.append(ServedModel(served_as, encoder, inner))
     opened.model.eval()
-    models = [_limited(each, max_source_pixels) for each in models]
+    models = [limited(each, max_source_pixels) for each in models]
     return Served(opened.model, peft, {each.name: each for each in models})
 
 
@@ -163,7 +170,8 @@ def default_name(model: str | Path) -> str:
     return path.name
 
 
-def _limited(served: ServedModel, pixels: int) -> ServedModel:
+def limited(served: ServedModel, pixels: int = MAX_SOURCE_PIXELS) -> ServedModel:
+    """A model that refuses larger images from their header; the contract's own limit stands."""
     contract = served.encoder.contract
     if contract.image.max_source_pixels <= pixels:
         return served

@@ -20,11 +20,12 @@ class Waiting:
 
     Args:
         config: How many may wait, and how far ahead is encoded.
-        context: Most tokens of a question and its answer together, or None.
+        context: See the attribute.
 
     Attributes:
         changed: Held while the queue changes, and notified after; the engine waits on it.
         ready: Encoded questions, oldest first; only with ``changed`` held.
+        context: Most tokens of a question and its answer together, or None.
         seconds_each: How long an answer took lately, for guessing when there will be room.
     """
 
@@ -32,7 +33,7 @@ class Waiting:
         self.changed = threading.Condition()
         self.ready: deque[Asking] = deque()
         self.seconds_each = 1.0
-        self._config, self._context = config, context
+        self._config, self.context = config, context
         self._asked: deque[Asking] = deque()
         self._encoding: list[Asking] = []
         self._pool = ThreadPoolExecutor(config.encoders, "vlmtune encoder")
@@ -108,7 +109,7 @@ class Waiting:
         """
         assert asking.encoded is not None
         asking.prompt_tokens = prompt = len(asking.encoded.tokens)
-        asked, context = asking.settings.max_tokens, self._context
+        asked, context = asking.settings.max_tokens, self.context
         asking.max_tokens = asked or self._config.max_new_tokens
         if context is None:
             return

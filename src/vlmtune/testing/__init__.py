@@ -35,7 +35,6 @@ FAMILIES: dict[str, Callable[[Path, int, TinySize], None]] = {
     "llava_onevision": llava_onevision,
     "gemma3": gemma3,
 }
-FIRST = next(iter(FAMILIES))  # what the quickstart starts from until it has a base of its own
 
 
 def tiny(family: str, out: str | Path, *, seed: int = 0, size: TinySize | None = None) -> Path:

@@ -36,10 +36,12 @@ class State:
         tokens: Tokens seen.
         labels: Tokens trained on.
         seconds: Seconds spent training.
-        best_step: The best step so far by ``evaluation.best_metric``, or None.
-        best_value: That metric's value there.
+        best_by: What was measured to find the best step, ``probe_loss`` or a metric.
+        best_step: The best step so far, or None.
+        best_value: The measured value there.
         without_gain: Measurements of it since then.
         token_budget: Most tokens of one forward; a resumed run must cut alike.
+        asked_budget: What it was before memory halved it.
         plan: Fingerprint of the plan.
         scaler: State of the fp16 gradient scaler; empty otherwise.
     """
@@ -49,10 +51,12 @@ class State:
     tokens: int = 0
     labels: int = 0
     seconds: float = 0.0
+    best_by: str = ""
     best_step: int | None = None
     best_value: float | None = None
     without_gain: int = 0
     token_budget: int = 0
+    asked_budget: int = 0
     plan: str = ""
     scaler: dict[str, Any] | None = None
 
@@ -201,12 +205,13 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def token_budget_of(checkpoint: Path | None) -> int | None:
-    """The token budget that a checkpoint's run was cut with."""
+def token_budgets_of(checkpoint: Path | None) -> tuple[int, int] | None:
+    """The token budget that a checkpoint's run was cut with, and what it was in the beginning."""
     if checkpoint is None:
         return None
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return int(state["token_budget"])
+    budget = int(state["token_budget"])
+    return budget, int(state.get("asked_budget") or budget)
 
 
 def load_state(folder: Path, strategy: Strategy) -> State:

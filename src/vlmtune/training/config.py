@@ -29,14 +29,22 @@ class TrainingConfig(Config):
         clip: Largest norm of a step's gradient; 0 turns clipping off.
         precision: Number format of the matrix products.
         gradient_checkpointing: Trade a third more computing for the memory of the activations.
+        compile: Compile the language model's layers (``torch.compile``). Other kernels round
+            otherwise; the first steps take minutes.
         seed: Seed of the order of rows, of new weights and of dropout.
         log_steps: Optimizer steps between two lines of progress.
         save_steps: Optimizer steps between two checkpoints.
         save_behind: Go on training while a checkpoint is written. It is copied to the memory of the
             CPU first: its size is needed there.
         keep: Newest checkpoints to keep; the best one stays besides.
-        token_budget: Most tokens of one forward; None: by device.
+        token_budget: Most tokens of one forward; None: by device. It halves where memory ends.
+        rehearse: Try the largest forward before the first step, so that memory does not end late;
+            None: on a GPU.
         workers: Threads that decode and encode ahead of the model.
+        vision_cache: Where to keep what a frozen vision tower makes of images, so that it looks at
+            each once: ``memory``; ``disk``, for later runs too; ``auto`` takes memory where images
+            are seen twice and it is possible; ``off``.
+        vision_cache_gb: Most to keep there, in GB (10⁹ bytes); on disk, of all runs together.
     """
 
     epochs: float = Field(default=1, gt=0)
@@ -51,13 +59,17 @@ class TrainingConfig(Config):
     clip: float = Field(default=1.0, ge=0)
     precision: Precision = "bf16"
     gradient_checkpointing: bool = False
+    compile: bool = False
     seed: int = Field(default=42, ge=0)
     log_steps: int = Field(default=10, ge=1)
     save_steps: int = Field(default=100, ge=1)
     save_behind: bool = True
     keep: int = Field(default=3, ge=1)
     token_budget: int | None = Field(default=None, ge=1)
+    rehearse: bool | None = None
     workers: int = Field(default=2, ge=0)
+    vision_cache: Literal["auto", "off", "memory", "disk"] = "auto"
+    vision_cache_gb: float = Field(default=8, gt=0)
 
     def warmup(self, steps: int) -> int:
         """Warm-up steps of a run of ``steps`` optimizer steps."""

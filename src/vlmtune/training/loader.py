@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from vlmtune.batching.collate import PackedBatch, pack
 from vlmtune.batching.planner import Plan, Step
 from vlmtune.data.answers import acceptable_answers, answering
@@ -42,7 +44,7 @@ class Loader:
     ) -> None:
         self._rows = rows
         self._encoder = encoder
-        self._plan = plan
+        self.plan = plan  # another from the next ``steps`` on, where memory halved its budget
         self._workers = workers
         self._ranks = ranks or Ranks()
         self._in_step = in_step
@@ -52,13 +54,21 @@ class Loader:
         """Id of a row of the split."""
         return self._rows.ids[index]
 
+    def batches(self, step: Step) -> list[PackedBatch]:
+        """This process's batches of a step, made now."""
+        return [self._pack(step, share) for share in self._own(step)]
+
+    def batch(self, step: Step, pack: int) -> PackedBatch:
+        """One pack of a step, whoever trains it."""
+        return self._pack(step, Share(pack))
+
     def steps(self, start: int) -> Iterator[tuple[Step, list[PackedBatch]]]:
         """Steps after ``start`` (steps done so far) with this process's batches, maybe none."""
-        numbers = range(start + 1, self._plan.steps + 1)
+        numbers = range(start + 1, self.plan.steps + 1)
         if self._workers == 0:
             for number in numbers:
-                step = self._plan.step(number)
-                yield step, [self._pack(step, share) for share in self._own(step)]
+                step = self.plan.step(number)
+                yield step, self.batches(step)
             return
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vlmtune-loader")
         try:
@@ -71,7 +81,7 @@ class Loader:
     ) -> Iterator[tuple[Step, list[PackedBatch]]]:
         waiting: deque[tuple[Step, list[Future[PackedBatch]]]] = deque()
         for number in numbers:
-            step = self._plan.step(number)
+            step = self.plan.step(number)
             futures = [pool.submit(self._pack, step, share) for share in self._own(step)]
             waiting.append((step, futures))
             if len(waiting) > AHEAD:
@@ -83,13 +93,15 @@ class Loader:
 
     def _own(self, step: Step) -> list[Share]:
         """What this process forwards."""
-        loads = [int(self._plan.lengths[list(pack)].sum()) for pack in step.packs]
-        seeing = self._plan.sees
+        loads = [int(self.plan.lengths[list(pack)].sum()) for pack in step.packs]
+        seeing = self.plan.sees
         sees = [seeing is None or bool(seeing[list(pack)].any()) for pack in step.packs]
         return share_out(loads, sees, self._ranks, in_step=self._in_step)
 
     def _pack(self, step: Step, share: Share) -> PackedBatch:
         batch = self._rows_together(step, step.packs[share.pack])
+        if torch.cuda.is_available():
+            batch = batch.pinned()  # here, in the worker: the copy takes time
         return batch.without_labels() if share.stands_in else batch
 
     def _rows_together(self, step: Step, indices: Sequence[int]) -> PackedBatch:
@@ -101,5 +113,5 @@ class Loader:
             number = answers.get(index)
             if number is not None:
                 row = answering(row, acceptable_answers(row)[number])
-            rows.append(self._encoder.encode(row))
-        return pack(self._encoder.family, rows)
+            rows.append(row)
+        return pack(self._encoder.family, self._encoder.encode_together(rows))

@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,18 +23,31 @@ from vlmtune.batching.planner import Plan, Step
 from vlmtune.errors import DivergedError, VlmtuneError
 from vlmtune.files import append_lines
 from vlmtune.models.family import Family
+from vlmtune.models.features import FEATURES
+from vlmtune.runs.best import PROBE_LOSS
 from vlmtune.runs.folder import RunFolder
 from vlmtune.training.checkpoint import State
 from vlmtune.training.config import TrainingConfig
 from vlmtune.training.distributed.ranks import Ranks
 from vlmtune.training.distributed.strategy import Strategy
+from vlmtune.training.fitting import (
+    RandomStates,
+    attempt,
+    halved,
+    is_rehearsed,
+    largest,
+    room_for_moments,
+)
 from vlmtune.training.loader import Loader
 from vlmtune.training.loss import mean_loss, summed_loss
 from vlmtune.training.memory import peak_memory
 from vlmtune.training.optim import autocast, learning_rate, set_learning_rates
 from vlmtune.training.saving import Saver
+from vlmtune.training.signals import stop_signals
+from vlmtune.training.timing import Clock
 from vlmtune.training.trainability import PartGradient, TrainabilityProof
-from vlmtune.training.watching import PROBE_LOSS, Watch
+from vlmtune.training.watching import Watch
+from vlmtune.training.writing import write_end, write_proof, write_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,6 +85,7 @@ class StepReport:
         peak_memory_bytes: Highest memory so far.
         probe_loss: Per-token loss on the probe after the step, where it was measured.
         probe_metrics: Metrics of the probe's answers after the step, where they were asked for.
+        parts: Seconds of this process's data, vision, language, loss, backward and optimizer.
     """
 
     step: int
@@ -89,10 +101,15 @@ class StepReport:
     peak_memory_bytes: int
     probe_loss: float | None = None
     probe_metrics: Mapping[str, float] | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def _silent(report: StepReport) -> None:
     """Report to nobody."""
+
+
+def _nothing() -> None:
+    """Nobody profiles."""
 
 
 def _unseen(rows: Sequence[PartGradient]) -> None:
@@ -117,6 +134,8 @@ class Job:
         state: Where the run stands.
         on_step: Called after every step.
         on_proof: Called once, when the gradients of every part have been seen.
+        profile: What the steps run within; called after each.
+        clock: Where a step's time goes.
     """
 
     model: PreTrainedModel
@@ -132,6 +151,10 @@ class Job:
     state: State = field(default_factory=State)
     on_step: Callable[[StepReport], None] = _silent
     on_proof: Callable[[Sequence[PartGradient]], None] = _unseen
+    profile: AbstractContextManager[Callable[[], None]] = field(
+        default_factory=lambda: nullcontext(_nothing)
+    )
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def ranks(self) -> Ranks:
@@ -149,13 +172,17 @@ def run(job: Job) -> State:
         StoppedError: On SIGINT or SIGTERM, after a checkpoint.
         DivergedError: If gradients stop being finite.
         TrainabilityError: If the first gradients are not those of the parts that should train.
+        TooLargeError: If a row does not fit into memory, even alone.
     """
     steps, failures = job.plan.steps, 0
     start = steps if job.watch.is_over(job.state) else job.state.step
     job.model.train()
-    with _stop_signals() as stopped, job.saver:
+    watched = job.clock.watching(job.model, job.family.facts)
+    with stop_signals() as stopped, job.saver, watched, job.profile as profiled:
+        if start < steps and is_rehearsed(job.config.rehearse, job.strategy):
+            _rehearse(job, start)
         started = time.perf_counter()
-        for step, batches in job.loader.steps(start=start):
+        for step, batches in _steps(job, start):
             proving = not job.proof.complete
             report = _train_step(job, step, batches, started)
             scaled = job.strategy.scaler.is_enabled()  # an overflow lowers its scale
@@ -167,10 +194,11 @@ def run(job: Job) -> State:
             report = _watched(job, report, last=last)
             last = last or job.watch.is_over(job.state)
             if job.ranks.first:
-                _log(job, step, report)
+                write_step(job, step, report)
                 if proving and (job.proof.complete or last):
-                    _tell_proof(job, step)
+                    write_proof(job, step)
                 job.on_step(report)
+            profiled()
             job.saver.check()
             # Asked once, and alike everywhere: a later signal is answered after the next save.
             stopping = job.ranks.any(bool(stopped))
@@ -193,7 +221,10 @@ def _train_step(job: Job, step: Step, batches: list[PackedBatch], started: float
         sum(batch.labels for batch in batches), sum(batch.tokens for batch in batches)
     )
     labels, tokens = (int(count) for count in counts)
-    (loss_value,) = ranks.total(float(_backward(job, batches, labels)))
+    waited = time.perf_counter() - started
+    job.clock.begin()
+    (loss_value,) = ranks.total(_gradients(job, step, batches, labels))
+    job.clock.mark("optimizer")
     strategy.add_up()
     if not job.proof.complete:
         images = ranks.any(_have_images(job.family, batches))
@@ -215,7 +246,55 @@ def _train_step(job: Job, step: Step, batches: list[PackedBatch], started: float
         labels=labels,
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_memory(strategy.device),
+        parts=job.clock.end(waited),
     )
+
+
+def _steps(job: Job, start: int) -> Iterator[tuple[Step, list[PackedBatch]]]:
+    """The steps after ``start``; where the budget halves, those made ahead are cut anew."""
+    while start < job.plan.steps:
+        plan = job.plan
+        for step, batches in job.loader.steps(start=start):
+            yield step, batches
+            start = step.number
+            if job.plan is not plan:
+                break
+
+
+def _gradients(job: Job, step: Step, batches: list[PackedBatch], labels: int) -> float:
+    """This process's share of the step's gradients, in as many forwards as memory needs."""
+    loss = attempt(lambda: float(_backward(job, batches, labels)), job.strategy)
+    while loss is None:
+        _halve(job, step.number, job.plan.step(step.number).packs)
+        smaller = job.loader.batches(job.plan.step(step.number))
+        loss = attempt(lambda: float(_backward(job, smaller, labels)), job.strategy)  # noqa: B023
+    return loss
+
+
+def _halve(job: Job, step: int, packs: Sequence[Sequence[int]]) -> None:
+    """Go on with half the tokens of a forward; written down, for a resumed run must cut alike."""
+    before = job.plan.token_budget
+    job.plan = halved(job.plan, packs, job.loader.row_id)
+    job.loader.plan = job.plan
+    job.state.token_budget = job.plan.token_budget
+    if job.ranks.first:
+        event = {"step": step, "event": "token_budget", "before": before}
+        append_lines(job.folder.ledger, [{**event, "token_budget": job.plan.token_budget}])
+
+
+def _rehearse(job: Job, start: int) -> None:
+    """Pass through the largest forward to come, there and back, and leave everything as it was."""
+    random = RandomStates.now()
+    while True:
+        step, index = largest(job.plan, start)
+        batch = job.loader.batch(step, index)
+        moments = room_for_moments(job.strategy)
+        if attempt(lambda: float(_backward(job, [batch], batch.labels)), job.strategy) is not None:  # noqa: B023
+            break
+        del moments
+        _halve(job, start, [step.packs[index]])
+    random.restore()
+    job.strategy.optimizer.zero_grad(set_to_none=True)
 
 
 def _backward(job: Job, batches: Sequence[PackedBatch], labels: int) -> Tensor:
@@ -223,27 +302,18 @@ def _backward(job: Job, batches: Sequence[PackedBatch], labels: int) -> Tensor:
     device = job.strategy.device
     total = torch.zeros((), device=device)
     for batch in batches:
+        job.clock.mark("language")
         with autocast(job.config, device):
             loss = summed_loss(job.strategy.module, job.family, batch.to(device)) / labels
+        job.clock.mark("backward")
         job.strategy.backward(loss)
         total += loss.detach()
     return total
 
 
 def _have_images(family: Family, batches: Sequence[PackedBatch]) -> bool:
-    return any(name in batch.inputs for batch in batches for name in family.facts.joins)
-
-
-def _tell_proof(job: Job, step: Step) -> None:
-    """Write down which parts the first gradients reached, and what remained unseen."""
-    rows = job.proof.rows
-    parts = [vars(row) for row in rows]
-    event = {"step": step.number, "event": "trainability", "parts": parts}
-    append_lines(job.folder.ledger, [event])
-    for row in rows:
-        if row.step is None and row.trainable:
-            logger.warning("no step had an image: the %s part did not train", row.part)
-    job.on_proof(rows)
+    names = (*family.facts.joins, FEATURES)
+    return any(name in batch.inputs for batch in batches for name in names)
 
 
 def _account(job: Job, step: Step, report: StepReport) -> None:
@@ -269,7 +339,7 @@ def _watched(job: Job, report: StepReport, *, last: bool) -> StepReport:
     if value is not None:
         watch.judge(job.state, value)
         if watch.is_over(job.state) and not last and job.ranks.first:
-            _tell_end(job)
+            write_end(job)
     return report
 
 
@@ -282,44 +352,11 @@ def _probe_loss(job: Job, batches: Sequence[PackedBatch]) -> float:
     return loss
 
 
-def _tell_end(job: Job) -> None:
-    """Say that the training ends before its plan."""
-    state, name = job.state, job.watch.best_by
-    best = {"best_step": state.best_step, name: state.best_value}
-    event = {"step": state.step, "event": "stopped_early", **best}
-    append_lines(job.folder.ledger, [event])
-    logger.warning(
-        "%s has not been better than at step %s in %d measurements: the training ends at step %d "
-        "of %d (evaluation.stop_after)",
-        name,
-        state.best_step,
-        state.without_gain,
-        state.step,
-        job.plan.steps,
-    )
-
-
 def _is_saved(job: Job) -> bool:
     """Whether this step has a checkpoint, apart from the last one."""
     step = job.state.step
     is_best = job.watch.keeps_best and job.state.best_step == step
     return is_best or step % job.config.save_steps == 0
-
-
-def _log(job: Job, step: Step, report: StepReport) -> None:
-    record = {name: value for name, value in vars(report).items() if name != "steps"}
-    if record["probe_metrics"] is None:
-        del record["probe_metrics"]
-    for name in ("loss", "gradient_norm", "probe_loss"):
-        if record[name] is None or not math.isfinite(record[name]):
-            del record[name]  # JSON has no NaN; ``applied`` says that the step was left out
-    ids = [job.loader.row_id(index) for index in step.rows]
-    event = "trained" if report.applied else "skipped_step"
-    entry: dict[str, Any] = {"step": step.number, "event": event, "ids": ids}
-    if step.answers:
-        entry["answers"] = list(step.answers)  # which of its references each row was trained on
-    append_lines(job.folder.ledger, [entry])
-    append_lines(job.folder.metrics, [record])
 
 
 def _diverged(job: Job, step: Step) -> DivergedError:
@@ -339,24 +376,3 @@ def _stopped(job: Job, number: int) -> StoppedError:
         f"stopped by {name} after step {job.state.step} of {job.plan.steps}; the checkpoint is "
         f"written. Go on with the same command and --resume (--run {job.folder})",
     )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying; a further one changes nothing."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if not received:
-            logger.warning("%s: saving after this step", signal.Signals(number).name)
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # signals reach the main thread alone
-        return
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from vlmtune.batching.collate import PackedBatch
 from vlmtune.models.attention import packed_rows
 from vlmtune.models.family import Family
+from vlmtune.models.head import LossHead, loss_wanted
 from vlmtune.training.distributed.ranks import Ranks
+from vlmtune.training.fitting import RandomStates
 
 
 def label_logits(model: nn.Module, family: Family, batch: PackedBatch) -> Tensor:
@@ -30,7 +32,18 @@ def summed_loss(model: nn.Module, family: Family, batch: PackedBatch) -> Tensor:
     Divide by the number of labels of the whole optimizer step, not of this batch: the mean of
     means weighs the tokens of short packs more.
     """
-    logits = label_logits(model, family, batch)
+    random = RandomStates.now()
+    with loss_wanted(batch.targets) as request:
+        logits = label_logits(model, family, batch)
+    if request.loss is not None:
+        if logits is request.loss:
+            return request.loss.squeeze(0)
+        # The model does something with what its output layer gives; that must be logits, then.
+        for module in model.modules():
+            if isinstance(module, LossHead):
+                module.final = False
+        random.restore()  # the same dropout, and a resumed run meets this place again
+        return summed_loss(model, family, batch)
     precise = torch.promote_types(logits.dtype, torch.float32)  # float64 stays
     return nn.functional.cross_entropy(logits.to(precise), batch.targets, reduction="sum")
 

@@ -19,6 +19,8 @@ def make_optimizer(
     parameters: Mapping[str, nn.Parameter],
     config: TrainingConfig,
     rates: Mapping[str, float] | None = None,
+    *,
+    fused: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019); matrices decay, vectors do not.
 
@@ -26,6 +28,7 @@ def make_optimizer(
         parameters: What trains, by name.
         config: The recipe's ``training``.
         rates: The highest learning rate of each parameter; None: ``config.learning_rate`` for all.
+        fused: All of a parameter's update in one kernel: a third of the time on a CPU.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():
@@ -33,7 +36,13 @@ def make_optimizer(
         decay = config.weight_decay if decays else 0.0
         empty = {"params": [], "weight_decay": decay, "lr": rate, "highest_lr": rate}
         groups.setdefault((rate, decays), empty)["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), betas=config.betas, eps=1e-8)
+    options: dict[str, Any] = {"betas": config.betas, "eps": 1e-8, "fused": fused or None}
+    return torch.optim.AdamW(list(groups.values()), **options)
+
+
+def fuses(device: torch.device) -> bool:
+    """Whether a device has the fused AdamW."""
+    return device.type in ("cpu", "cuda")
 
 
 def set_learning_rates(

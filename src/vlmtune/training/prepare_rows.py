@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from vlmtune.models.encode import Encoder
 from vlmtune.training.config import TrainingConfig
 from vlmtune.training.distributed.ranks import Ranks
 
+T = TypeVar("T")
 UNUSABLE = 2**62  # longer than any limit: such a row never enters a plan
 
 
@@ -53,7 +55,11 @@ class Measured:
     sees: list[bool] | None = None
 
 
-@dataclass(frozen=True)
+# Of every row of a process: length, answers, whether it has an image; and the rows it refuses.
+_Hand = tuple[list[int], list[int], list[bool], list[tuple[int, str, str, str]]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Row:
     """What is known of one row. ``unusable`` holds code and message where the family refuses it."""
 
@@ -82,19 +88,36 @@ def measure(
         ranks: The processes; all of them call.
     """
     ranks = ranks or Ranks()
-    own = []
+    # Plain lists, and no object a row: there may be a million.
+    own: _Hand = ([], [], [], [])
+    lengths, choices, sees, unusable = own
     for index in range(ranks.rank, len(rows), ranks.count):
-        own.append(_measured(rows[index], encoder, answers))
+        row = _measured(rows[index], encoder, answers)
+        lengths.append(row.length)
+        choices.append(row.choices)
+        sees.append(row.sees)
+        if row.unusable is not None:
+            unusable.append((index, *row.unusable))
         progress(min(index + ranks.count, len(rows)), len(rows))
-    hands = ranks.gather_json([astuple(each) for each in own])
-    found = [_Row(*hands[index % ranks.count][index // ranks.count]) for index in range(len(rows))]
+    hands: list[_Hand] = ranks.gather_json(own)
+    found = sorted(each for hand in hands for each in hand[3])
     return Measured(
-        lengths=[row.length for row in found],
-        choices=[row.choices for row in found] if answers == "drawn" else None,
-        unusable=[Dropped(*row.unusable) for row in found if row.unusable],
+        lengths=_in_order([hand[0] for hand in hands]),
+        choices=_in_order([hand[1] for hand in hands]) if answers == "drawn" else None,
+        unusable=[Dropped(row_id, code, message) for _, row_id, code, message in found],
         packs=encoder.family.facts.packs,
-        sees=[row.sees for row in found],
+        sees=_in_order([hand[2] for hand in hands]),
     )
+
+
+def _in_order(hands: list[list[T]]) -> list[T]:
+    """What the processes found of every row, each of its own, dealt out in turn."""
+    if len(hands) == 1:
+        return hands[0]
+    merged = [each for hand in hands for each in hand]  # as long as it has to be
+    for rank, hand in enumerate(hands):
+        merged[rank :: len(hands)] = hand
+    return merged
 
 
 def _measured(row: Conversation, encoder: Encoder, answers: Answers) -> _Row:

@@ -32,7 +32,7 @@ def probe_batches(
     sees = [any(rows[index].images for index in indices) for indices in packs]
     batches = []
     for share in share_out(loads, sees, ranks, in_step=in_step):
-        chosen = [encoder.encode(rows[index]) for index in packs[share.pack]]
+        chosen = encoder.encode_together([rows[index] for index in packs[share.pack]])
         batch = pack(encoder.family, chosen)
         batches.append(batch.without_labels() if share.stands_in else batch)
     return batches

@@ -12,6 +12,7 @@ from typing import Self
 
 from torch import Tensor
 
+from vlmtune.errors import CheckpointError
 from vlmtune.training.checkpoint import (
     Contents,
     State,
@@ -60,10 +61,9 @@ class Saver:
         state = replace(state)
         contents = copy_contents(state, self.strategy, self.weights(), self.write_weights)
         ranks = self.strategy.ranks
-        if ranks.first:
-            require_room(self.folder, contents.size)
-            make_room(self.folder, state.step)
-        ranks.wait()  # the others may write into that folder
+        fault = self._begun(contents.size, state.step) if ranks.first else None
+        if ranks.any(fault is not None):  # all know by now that they may write, or may not
+            raise fault or CheckpointError("the first process could not begin a checkpoint")
         if not self.behind:
             self._write(contents, state)
             return
@@ -71,6 +71,15 @@ class Saver:
             target=self._try, args=(contents, state), name="vlmtune-saver", daemon=True
         )
         self._thread.start()
+
+    def _begun(self, size: int, step: int) -> CheckpointError | None:
+        """Make the folder to write into; what hinders it is told to all processes."""
+        try:
+            require_room(self.folder, size)
+            make_room(self.folder, step)
+        except CheckpointError as error:
+            return error
+        return None
 
     def check(self) -> None:
         """Raise what went wrong behind the training's back, if anything did."""

@@ -21,6 +21,8 @@ from vlmtune.evaluation.report import write_report
 from vlmtune.evaluation.report_content import ReportContent
 from vlmtune.evaluation.run import Evaluation
 from vlmtune.files import read_lines, write_json
+from vlmtune.runs.best import best_step
+from vlmtune.runs.checkpoints import checkpoints, step_of
 from vlmtune.runs.folder import RunFolder
 
 
@@ -177,7 +179,7 @@ def _rates(recipe: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dic
 
 
 def _history(folder: RunFolder) -> Iterator[str]:
-    """What happened to the run on its way."""
+    """What happened to the run on its way, and which of its checkpoints was measured after."""
     for record in read_lines(folder.ledger):
         if record["event"] == "resumed":
             yield f"stopped and resumed after step {record['step']:,}"
@@ -185,6 +187,9 @@ def _history(folder: RunFolder) -> Iterator[str]:
             yield f"ended early after step {record['step']:,}: nothing was gained any more"
         elif record["event"] == "changed":
             yield f"went on although something changed: {'; '.join(record['changes'])}"
+    step, saved = best_step(folder), checkpoints(folder.checkpoints)
+    if step is not None and saved and step != step_of(saved[-1]):
+        yield f"the best checkpoint, that of step {step:,}, is what was evaluated and is used"
 
 
 def _validation(data: Mapping[str, Any]) -> Sequence[Conversation]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlmtune.batching.collate import PackedBatch
+from vlmtune.runs.best import PROBE_LOSS
 from vlmtune.training.checkpoint import State
-
-PROBE_LOSS = "probe_loss"
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Watch:
         answers_every: Steps between two times of asking.
         best_by: ``probe_loss`` or a metric: what the best step is best by.
         rising: Whether more of it is better.
+        keeps_best: Whether each best step so far is saved, and not only measured.
         stop_after: Its measurements in a row without a better one, after which the training ends;
             None: it does not.
     """
@@ -34,15 +34,14 @@ class Watch:
     answers_every: int = 100
     best_by: str = PROBE_LOSS
     rising: bool = False
+    keeps_best: bool = False
     stop_after: int | None = None
-
-    @property
-    def keeps_best(self) -> bool:
-        """Whether each best step so far is saved, and not only measured."""
-        return self.best_by != PROBE_LOSS or self.stop_after is not None
 
     def judge(self, state: State, value: float) -> None:
         """Note a measurement of ``best_by`` after the state's step."""
+        if state.best_by != self.best_by:  # values of another metric say nothing of this one's
+            state.best_by, state.best_step, state.best_value = self.best_by, None, None
+            state.without_gain = 0
         best = state.best_value
         better = best is None or (value > best if self.rising else value < best)
         if better and math.isfinite(value):
@@ -52,4 +51,6 @@ class Watch:
 
     def is_over(self, state: State) -> bool:
         """Whether the training ends here, before the plan does."""
-        return self.stop_after is not None and state.without_gain >= self.stop_after
+        if self.stop_after is None or state.best_by != self.best_by:
+            return False
+        return state.without_gain >= self.stop_after

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlmtune.errors import ModelError, RecipeError
 from vlmtune.models.family import FamilyFacts
+from vlmtune.models.products import speed_up
 from vlmtune.models.quantize import bitsandbytes_unseen
 from vlmtune.tuning.config import TuningConfig, idle_rate
 from vlmtune.tuning.parts import part_of, parts_of
@@ -94,6 +95,7 @@ def apply_tuning(
     # Only now: peft would write the folder that a hub's model was loaded from over its id.
     lora.base_model_name_or_path = base_id
     _train_in_fp32(model)
+    _speed_up(model)
     return Tuned(model, adapter)
 
 
@@ -120,6 +122,14 @@ def _train_in_fp32(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+
+
+def _speed_up(model: PreTrainedModel) -> None:
+    """Give the adapters' layers the products that the base's have, and fuse both."""
+    from vlmtune.tuning.fused import fuse
+
+    speed_up(model)
+    fuse(model)
 
 
 def load_adapter(
@@ -162,6 +172,7 @@ def load_adapter(
     held = get_peft_model_state_dict(adapter, adapter_name=name, save_embedding_layers=False)
     _require_all(folder, sorted(weights.keys() - held.keys()), sorted(held.keys() - weights.keys()))
     _train_in_fp32(model)
+    _speed_up(model)
     try:
         set_peft_model_state_dict(adapter, weights, adapter_name=name)
     except RuntimeError as error:  # tensors of other shapes

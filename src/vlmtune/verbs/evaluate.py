@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 from vlmtune.data.conversation import Conversation
 from vlmtune.data.dataset import PreparedDataset
 from vlmtune.data.media import ImagePolicy
-from vlmtune.errors import RefusedError, UsageError
+from vlmtune.errors import MissingExtraError, RefusedError, UsageError
 from vlmtune.evaluation.answered import with_answers
 from vlmtune.evaluation.latex import Normalise
 from vlmtune.evaluation.metrics import find
@@ -31,6 +31,8 @@ from vlmtune.models.contract import Contract
 from vlmtune.models.load import LoadingConfig
 from vlmtune.runs.folder import RunFolder, describe_environment
 from vlmtune.runs.resolve import Resolved, open_model, resolve
+from vlmtune.serving.vllm.process import VllmConfig
+from vlmtune.verbs.looking import look_at_questions
 from vlmtune.verbs.observer import Observer
 
 DEFAULT_METRICS = ("exact_match", "edit_similarity", "cer", "bleu")
@@ -50,6 +52,7 @@ class _Job:
         max_new_tokens: Longest answer, or None.
         image: Image policy of a plain model.
         loading: Device, dtype, quantization.
+        vllm: The vLLM that answers, or None.
         observer: Who is told how it goes.
     """
 
@@ -62,6 +65,7 @@ class _Job:
     max_new_tokens: int | None
     image: ImagePolicy | None
     loading: LoadingConfig
+    vllm: VllmConfig | None
     observer: Observer
 
 
@@ -97,6 +101,7 @@ def evaluate(  # noqa: PLR0913
     image: ImagePolicy | None = None,
     base: str | None = None,
     loading: LoadingConfig | None = None,
+    vllm: VllmConfig | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Answer and score a split, with one model or several, which are then compared.
@@ -118,6 +123,7 @@ def evaluate(  # noqa: PLR0913
         image: Image policy of a plain model; what was trained keeps its contract.
         base: Where an adapter's base is now, if it moved.
         loading: Device, dtype, quantization.
+        vllm: Let this vLLM answer, in a process of its own; for merged models.
         observer: Who is told how it goes.
 
     Returns:
@@ -146,6 +152,7 @@ def evaluate(  # noqa: PLR0913
         max_new_tokens=max_new_tokens,
         image=image,
         loading=loading or LoadingConfig(),
+        vllm=vllm,
         observer=observer or Observer(),
     )
     folders = _folders([*models, *files], len(models), split, out)
@@ -228,12 +235,14 @@ def _evaluated(job: _Job, candidate: _Candidate) -> Evaluation:
 
 
 def _asked(job: _Job, model: Resolved) -> tuple[Evaluation, Contract]:
+    if job.vllm is not None:
+        return _asked_of_vllm(job, model, job.vllm)
     job.observer.stage("loading weights")
     opened = open_model(model, job.loading, image=job.image)
     job.observer.stage("evaluating")
     evaluation = evaluate_rows(
         opened.model,
-        opened.encoder,
+        look_at_questions(opened.model, opened.encoder, job.rows),
         job.rows,
         job.metrics,
         max_new_tokens=job.max_new_tokens,
@@ -242,6 +251,34 @@ def _asked(job: _Job, model: Resolved) -> tuple[Evaluation, Contract]:
         progress=lambda count: job.observer.progress(count, len(job.rows)),
     )
     return evaluation, opened.contract
+
+
+def _asked_of_vllm(job: _Job, model: Resolved, vllm: VllmConfig) -> tuple[Evaluation, Contract]:
+    try:
+        from vlmtune.serving.vllm.answers import Answers
+        from vlmtune.serving.vllm.open import open_vllm
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "h11", "serve", "--engine vllm") from None
+    job.observer.stage("starting vLLM")
+    engine = open_vllm(model.name, vllm, image=job.image, loading=job.loading)
+    try:
+        engine.start()
+        job.observer.stage("evaluating")
+        encoder = engine.served.first.encoder
+        evaluation = evaluate_rows(
+            cast(Any, None),  # it is in another process
+            encoder,
+            job.rows,
+            job.metrics,
+            max_new_tokens=job.max_new_tokens,
+            seed=job.seed,
+            normalise=job.normalise,
+            progress=lambda count: job.observer.progress(count, len(job.rows)),
+            answer=Answers(engine),
+        )
+    finally:
+        engine.stop()
+    return evaluation, encoder.contract
 
 
 def _compared(job: _Job, done: Sequence[tuple[_Candidate, Evaluation]]) -> dict[str, Any]:
@@ -300,4 +337,6 @@ def _command(job: _Job, candidate: _Candidate) -> str:
     words += ["--metrics", ",".join(job.metrics), "--limit", str(len(job.rows))]
     if job.normalise != "none":
         words += ["--normalise", job.normalise]
+    if job.vllm is not None and candidate.model is not None:
+        words += ["--engine", "vllm"]
     return shlex.join(words)

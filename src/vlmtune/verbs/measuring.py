@@ -13,6 +13,7 @@ from vlmtune.evaluation.metrics import find
 from vlmtune.evaluation.run import Evaluation, check_rows, evaluate_rows
 from vlmtune.models.encode import Encoder
 from vlmtune.recipe import Recipe
+from vlmtune.runs.best import PROBE_LOSS
 from vlmtune.runs.folder import RunFolder
 from vlmtune.training.distributed.answering import Together
 from vlmtune.training.distributed.ranks import Ranks
@@ -20,7 +21,7 @@ from vlmtune.training.distributed.strategy import Strategy
 from vlmtune.training.optim import autocast
 from vlmtune.training.probe import probe_batches
 from vlmtune.training.tracking.trackers import Trackers
-from vlmtune.training.watching import PROBE_LOSS, Watch
+from vlmtune.training.watching import Watch
 from vlmtune.verbs.holding import shards
 from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.start import place_of
@@ -88,7 +89,7 @@ class Measuring:
         asks = config.generate_every is not None and bool(rows)
         if asks:  # a metric that they cannot have is told now, and not after the first steps
             check_rows(encoder, rows, config.metrics, config.normalise)
-        by_answers = config.best_metric != PROBE_LOSS
+        best_by = config.best_by or PROBE_LOSS
         return Watch(
             batches=probe_batches(
                 rows, encoder, plan.token_budget, self.ranks, in_step=strategy.in_step
@@ -96,8 +97,9 @@ class Measuring:
             loss_every=config.every or self.recipe.training.save_steps,
             answers=answers if asks else None,
             answers_every=config.generate_every or 1,
-            best_by=config.best_metric,
-            rising=by_answers and find(config.best_metric).higher_is_better,
+            best_by=best_by,
+            rising=best_by != PROBE_LOSS and find(best_by).higher_is_better,
+            keeps_best=config.best_by is not None,
             stop_after=config.stop_after,
         )
 

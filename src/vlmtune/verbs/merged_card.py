@@ -25,9 +25,9 @@ def write_merged_card(
 ) -> None:
     """Write ``README.md`` into a merged model's folder, before it is published.
 
-    A run's evaluation is of its newest checkpoint, which is what a run merges; a checkpoint or an
-    adapter given by itself has no figures. The card names no place on this machine: it is what a
-    hub shows.
+    A run's evaluation is of the checkpoint that stands for it, which is what a run merges; a
+    checkpoint or an adapter given by itself has no figures. The card names no place on this
+    machine: it is what a hub shows.
 
     Args:
         folder: The folder that is written.

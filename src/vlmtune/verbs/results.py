@@ -8,10 +8,9 @@ import yaml
 
 from vlmtune.evaluation.metrics import find
 from vlmtune.evaluation.run import Evaluation
+from vlmtune.runs.best import PROBE_LOSS, best_by, chosen_checkpoint
 from vlmtune.runs.folder import RunFolder
-from vlmtune.runs.resolve import latest_checkpoint
 from vlmtune.training.summary import totals
-from vlmtune.training.watching import PROBE_LOSS
 
 
 def result_of(folder: RunFolder) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def result_of(folder: RunFolder) -> dict[str, Any]:
     steps = folder.steps()
     return {
         "run": str(folder),
-        "checkpoint": str(latest_checkpoint(folder)),
+        "checkpoint": str(chosen_checkpoint(folder)),
         "steps": int(figures["steps"]),
         "samples": int(figures["samples"]),
         "seconds": round(figures["seconds"], 3),
@@ -40,9 +39,9 @@ def _values(evaluation: Evaluation | None) -> dict[str, float]:
 
 
 def _best(folder: RunFolder, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The best step by ``evaluation.best_metric``; a checkpoint of that step is never pruned."""
+    """The best step by what the recipe says; a checkpoint of that step is never pruned."""
     recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
-    name = recipe["evaluation"].get("best_metric", PROBE_LOSS)
+    name = best_by(recipe["evaluation"]) or PROBE_LOSS
     values = {
         record["step"]: record.get(name, record.get("probe_metrics", {}).get(name))
         for record in steps

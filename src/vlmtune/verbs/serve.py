@@ -10,9 +10,11 @@ from vlmtune.data.media import ImagePolicy
 from vlmtune.errors import MissingExtraError, UsageError
 from vlmtune.models.load import LoadingConfig
 from vlmtune.serving.engine import Engine
+from vlmtune.serving.front import Front
 from vlmtune.serving.limits import Limits
 from vlmtune.serving.served import open_served
 from vlmtune.serving.settings import EngineConfig
+from vlmtune.serving.vllm.process import VllmConfig
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ def serve(  # noqa: PLR0913
     image: ImagePolicy | None = None,
     base: str | None = None,
     loading: LoadingConfig | None = None,
+    vllm: VllmConfig | None = None,
     ready: Callable[[str, Sequence[str]], None] | None = None,
 ) -> None:
     """Answer requests until a signal says to end.
@@ -50,15 +53,20 @@ def serve(  # noqa: PLR0913
         image: Image policy of a plain model; what was trained keeps its contract.
         base: Where an adapter's base is now, if it moved.
         loading: Device, dtype, quantization.
+        vllm: Let this vLLM compute, in a process and an environment of its own, behind the same
+            API; for merged models. None computes here.
         ready: Called with the URL and the names of the models once requests are answered.
 
     Raises:
         MissingExtraError: If the server's packages are not installed.
-        UsageError: If the port is taken, or the file of keys holds none.
+        UsageError: If the port is taken, the file of keys holds none, or vLLM is asked for what it
+            cannot serve.
+        ContractMismatchError: If vLLM would see other tokens or pixels than were trained.
     """
     try:
         from vlmtune.serving.openai_api import ApiConfig, create_app
         from vlmtune.serving.server import check_port, is_loopback, make_server, run
+        from vlmtune.serving.vllm.open import open_vllm
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "fastapi", "serve", "vlmtune serve") from None
     keys = () if api_key_file is None else read_keys(Path(api_key_file))
@@ -69,14 +77,6 @@ def serve(  # noqa: PLR0913
             host,
         )
     check_port(host, port)
-    served = open_served(
-        model,
-        name=name,
-        adapters=adapters,
-        image=image,
-        base=base,
-        loading=loading,
-    )
     config = ApiConfig(
         api_keys=keys,
         domains=frozenset(domain.lower().rstrip(".") for domain in allow_domains),
@@ -84,12 +84,26 @@ def serve(  # noqa: PLR0913
         local_only=is_loopback(host) and not keys,
         limits=limits,
     )
-    answering = Engine(served, engine)
-    answering.start()
+    answering: Front
+    if vllm is None:
+        served = open_served(
+            model, name=name, adapters=adapters, image=image, base=base, loading=loading
+        )
+        answering = Engine(served, engine)
+    else:
+        if adapters or base is not None:
+            raise UsageError(
+                "--adapter, --base: vLLM serves one merged model; merge each adapter, or serve "
+                "them without --engine"
+            )
+        answering = open_vllm(
+            model, vllm, name=name, image=image, loading=loading, engine=engine, limits=limits
+        )
     try:
+        answering.start()
         told = ready or _silent
         app = create_app(answering, config)
-        names = tuple(served.models)
+        names = tuple(answering.served.models)
         run(make_server(app, host, port, limits, lambda url: told(url, names)))
     finally:
         answering.stop()

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlmtune.errors import RecipeError
+from vlmtune.models.attention import use_segments
 from vlmtune.models.empty import empty_model
 from vlmtune.models.family import FamilyFacts
 from vlmtune.models.gptq import is_gptq
+from vlmtune.models.head import use_loss_head
 from vlmtune.models.load import DTYPES, BaseSource, LoadingConfig, load_model
 from vlmtune.models.quantize import Quantization, plan_quantization
 from vlmtune.recipe import Recipe
 from vlmtune.training.checkpoint import seed_random
+from vlmtune.training.compiling import compile_layers
 from vlmtune.tuning.apply import Tuned, apply_tuning, check_tuning, load_adapter
 
 if TYPE_CHECKING:
@@ -92,6 +95,11 @@ def tune(
         tuned = load_adapter(model, checkpoint, trainable=True)
     else:
         tuned = apply_tuning(model, recipe.tuning, facts, base_id=base.id)
+    use_loss_head(model)
+    if facts.segments and place_of(recipe)[0].type == "cuda":
+        use_segments(model.get_submodule(facts.vision_tower))
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if recipe.training.compile:
+        compile_layers(model, facts)
     return tuned

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from vlmtune.batching.planner import Plan
 from vlmtune.data.dataset import Rows
 from vlmtune.evaluation.run import Evaluation
 from vlmtune.recipe import Recipe
+from vlmtune.runs.checkpoints import step_of
 from vlmtune.runs.folder import RunFolder
 from vlmtune.training.loop import StepReport
 from vlmtune.training.optim import learning_rate
@@ -18,13 +20,21 @@ from vlmtune.training.tracking.trackers import Trackers, open_trackers
 GIB = 2**30
 
 
-def track_run(recipe: Recipe, folder: RunFolder, plan: Plan) -> Trackers:
-    """Opens the trackers that a recipe names, for a run whose folder has been started."""
+def track_run(recipe: Recipe, folder: RunFolder, plan: Plan, checkpoint: Path | None) -> Trackers:
+    """Opens the trackers that a recipe names, for a run whose folder has been started.
+
+    Args:
+        recipe: The run's.
+        folder: The run's.
+        plan: The run's.
+        checkpoint: What the run goes on from; what it told until then stands.
+    """
     return open_trackers(
         recipe.tracking,
         folder=folder.path,
         name=folder.path.absolute().name,
         hyperparameters=hyperparameters(recipe, folder, plan),
+        begins=0 if checkpoint is None else step_of(checkpoint) + 1,
     )
 
 

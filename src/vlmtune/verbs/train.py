@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,26 +22,30 @@ from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
 from vlmtune.models.load import BaseSource
 from vlmtune.recipe import Recipe, load_recipe
-from vlmtune.runs.checkpoints import newest_good
+from vlmtune.runs.best import best_checkpoint
+from vlmtune.runs.checkpoints import newest_good, step_of
 from vlmtune.runs.folder import RunFolder, commit, describe_environment
 from vlmtune.runs.resolve import fetch_base
 from vlmtune.training.checkpoint import (
     State,
     load_state,
     remove_leftovers,
-    token_budget_of,
+    token_budgets_of,
 )
 from vlmtune.training.distributed.ranks import Ranks, join
 from vlmtune.training.distributed.strategy import Strategy
+from vlmtune.training.fitting import budgets
 from vlmtune.training.loader import Loader
 from vlmtune.training.loop import Job, StepReport, run
 from vlmtune.training.prepare_rows import measure, plan_rows
+from vlmtune.training.profiling import profiled
 from vlmtune.training.saving import Saver
 from vlmtune.training.summary import write_summary
 from vlmtune.training.tracking.trackers import Trackers
 from vlmtune.training.trainability import TrainabilityProof
 from vlmtune.tuning.apply import Tuned
-from vlmtune.verbs.holding import hold, shards
+from vlmtune.verbs.holding import check_strategy, hold, hold_checkpoint, shards
+from vlmtune.verbs.looking import look
 from vlmtune.verbs.measuring import Measuring
 from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.results import result_of
@@ -66,6 +71,7 @@ def train(
     run_dir: str | Path | None = None,
     resume: bool = False,
     allow_change: bool = False,
+    profile: bool = False,
     observer: Observer | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
@@ -76,6 +82,7 @@ def train(
         run_dir: The run's folder; ``runs/NAME`` unless given.
         resume: Continue the run in the folder; starts it where there is none.
         allow_change: Continue although data, recipe or contract changed, and record it.
+        profile: Record steps 3 to 5 from here into ``profile/trace.json`` of the folder.
         observer: Who is told how it goes.
         **overrides: Options with ``__`` for the dot: ``training__batch_size=8``.
 
@@ -92,10 +99,11 @@ def train(
         recipe = load_recipe(recipe, items)
     folder = RunFolder(run_dir or Path("runs") / recipe.name)
     ranks = join()
+    check_strategy(recipe, ranks.count)
     # The others neither write nor speak.
     with folder.lock() if ranks.first else nullcontext():
         observer = observer if observer is not None and ranks.first else Observer()
-        return _Run(recipe, folder, observer, ranks).go(resume, allow_change)
+        return _Run(recipe, folder, observer, ranks, profile).go(resume, allow_change)
 
 
 def _opened(recipe: Recipe) -> Dataset:
@@ -122,6 +130,7 @@ class _Run:
     folder: RunFolder
     observer: Observer
     ranks: Ranks
+    profile: bool = False
 
     def go(self, resume: bool, allow_change: bool) -> dict[str, Any]:
         if self.ranks.first and self.folder.exists and not resume:
@@ -137,7 +146,9 @@ class _Run:
         plan, rows = self._plan(dataset, encoder, checkpoint)
         validation = dataset.split("validation")
         # Before anything that takes long: a tracker that is not installed is said at once.
-        trackers = track_run(self.recipe, self.folder, plan) if self.ranks.first else Trackers()
+        trackers = Trackers()
+        if self.ranks.first:
+            trackers = track_run(self.recipe, self.folder, plan, checkpoint)
         measuring = Measuring(
             self.recipe, self.folder, validation, self.ranks, self.observer, trackers
         )
@@ -149,6 +160,9 @@ class _Run:
             packing = packing_encoder(model, encoder)
             if packing is not encoder:
                 encoder, plan = packing, replace(plan, token_budget=self._budget(checkpoint))
+            encoder = look(
+                model, encoder, self.recipe, plan, rows, validation, self.ranks, self.observer
+            )
             begins = checkpoint is None and self.recipe.evaluation.before
             if begins and not cut:
                 measuring.evaluate("before", 0, model, encoder)
@@ -162,6 +176,12 @@ class _Run:
                 tuned, strategy, proof, encoder, base, plan, rows, checkpoint, measuring
             )
             if self.recipe.evaluation.after:
+                best = best_checkpoint(self.folder)
+                if best is not None and step_of(best) != step:
+                    step = step_of(best)
+                    self.observer.stage(f"loading the best checkpoint, that of step {step}")
+                    del model, tuned, strategy, proof  # two need not fit on the device
+                    model = hold_checkpoint(best, self.recipe, base, encoder, self.ranks)
                 measuring.evaluate("after", step, model, encoder)
         finally:
             trackers.finish()
@@ -273,11 +293,13 @@ class _Run:
 
     def _budget(self, checkpoint: Path | None) -> int:
         """Tokens of a forward. A resumed run must cut alike: other packs would round otherwise."""
-        return (
-            self.recipe.training.token_budget
-            or token_budget_of(checkpoint)
-            or TOKENS_PER_FORWARD.get(place_of(self.recipe)[0].type, 4096)
-        )
+        return self._budgets(checkpoint)[0]
+
+    def _budgets(self, checkpoint: Path | None) -> tuple[int, int]:
+        """The budget, and what it was before memory halved it."""
+        default = TOKENS_PER_FORWARD.get(place_of(self.recipe)[0].type, 4096)
+        stated = self.recipe.training.token_budget
+        return budgets(stated, default, token_budgets_of(checkpoint))
 
     def _train(  # noqa: PLR0913
         self,
@@ -293,9 +315,11 @@ class _Run:
     ) -> int:
         """Train; returns the step after which it ended."""
         config = self.recipe.training
-        state = State(token_budget=plan.token_budget, plan=plan.fingerprint())
+        state = State(plan=plan.fingerprint())
         if checkpoint is not None:
             state = load_state(checkpoint, strategy)
+        asked = self._budgets(checkpoint)[1]
+        state.token_budget, state.asked_budget = plan.token_budget, asked
         if self.ranks.first:
             self._forget_after(state.step)
         if checkpoint is not None and self.ranks.first:
@@ -320,13 +344,21 @@ class _Run:
                 behind=config.save_behind,
             ),
             proof=proof,
-            watch=measuring.watch(tuned.model, strategy, encoder, plan),
+            watch=measuring.watch(
+                tuned.model, strategy, encoder, replace(plan, token_budget=asked)
+            ),
             state=state,
+            profile=self._profiled(),
             on_step=lambda report: self._on_step(report, measuring.trackers),
             on_proof=self.observer.trainability,
         )
         self.observer.stage("training")
         return run(job).step
+
+    def _profiled(self) -> AbstractContextManager[Callable[[], None]]:
+        if self.profile and self.ranks.first:
+            return profiled(self.folder.path / "profile")
+        return nullcontext(lambda: None)
 
     def _forget_after(self, step: int) -> None:
         """What was written after the checkpoint will be written again."""

@@ -33,6 +33,7 @@ FACTS = FamilyFacts(
     lora_targets=("c_attn", "attn.c_proj", "w1", "w2"),
     joins={"pixel_values": Join.CONCATENATE},
     packs=True,
+    features="list",
 )
 
 

@@ -6,7 +6,9 @@ MONOSPACE = ["ui-monospace", "SFMono-Regular", "Consolas", "Noto Sans Mono CJK S
 
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important }
-.gradio-container { padding: 0 !important; min-width: 0 !important }
+.gradio-container { padding: 0 !important; min-width: 0 !important; width: 100% }
+.gradio-container .app, .gradio-container main, .gradio-container .wrap:has(> main) {
+  width: 100% !important; box-sizing: border-box }
 .gradio-container .app { padding: 8px !important; max-width: none !important }
 .gradio-container main { padding: 0 !important; min-width: 0; gap: 10px }
 footer { display: none !important }
@@ -25,7 +27,8 @@ footer { display: none !important }
 .title { opacity: .85; padding: 0 4px }
 .chat { height: max(340px, calc(100dvh - 225px)) !important }
 .pair .chat { height: max(320px, calc(100dvh - 262px)) !important }
-.pair > * { gap: 4px }
+.pair > * { gap: 4px; flex: 1 1 0 !important; width: 100% }
+.chat { width: 100% !important }
 .chat button[title=Share], .chat .top-panel button[title=Clear] { display: none !important }
 .chat img { max-height: 300px !important; width: auto !important; object-fit: contain }
 .chat .katex-display { overflow-x: auto; overflow-y: hidden; padding: 6px 0 }
@@ -47,7 +50,8 @@ footer { display: none !important }
   .gradio-container .app { padding: 4px !important }
   .chat { height: max(300px, calc(100dvh - 205px)) !important }
   .pair .chat { height: max(230px, calc(50dvh - 125px)) !important }
-  .pair { flex-direction: column }
+  .pair { flex-direction: column; align-items: stretch }
+  .pair > * { flex: 0 0 auto !important; width: 100% !important }
   .chat img { max-height: 190px !important }
   #head h1 { font-size: 1rem }
   #examples .grid-container { grid-template-columns: repeat(3, 1fr) !important }

@@ -53,6 +53,7 @@ class Together:
                 max_new_tokens=max_new_tokens,
                 batch_rows=batch_rows,
                 progress=_scaled(progress, count, len(questions)),
+                tries_again=not self.in_step,
             )
         found: dict[int, Generation] = {}
         records = [[index, asdict(each)] for index, each in zip(own, answers, strict=True)]

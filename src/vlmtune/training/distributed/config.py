@@ -16,8 +16,8 @@ class DistributedConfig(Config):
 
     Attributes:
         strategy: ``ddp``: each holds everything. ``fsdp2``: weights, gradients and optimizer are
-            cut among them (PyTorch's ``fully_shard``). ``zero2`` and ``zero3`` (DeepSpeed) are not
-            built yet, and refused.
+            cut among them (PyTorch's ``fully_shard``). ``zero2``: gradients and optimizer are,
+            ``zero3``: the weights too (DeepSpeed, an extra).
         offload: Keep what is cut in the memory of the CPU between its uses.
     """
 
@@ -40,18 +40,10 @@ class DistributedConfig(Config):
         return self.strategy in ("zero2", "zero3")
 
     @model_validator(mode="after")
-    def _is_built(self) -> Self:
-        if self.strategy in ("zero2", "zero3"):
-            raise ValueError(
-                f"strategy: {self.strategy} is not built yet; fsdp2 cuts weights, gradients and "
-                "optimizer as zero3 does"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _offloads_what_is_cut(self) -> Self:
         if self.offload and not self.cuts:
             raise ValueError(
-                "offload: with ddp every process keeps everything on its device; use fsdp2"
+                "offload: with ddp every process keeps everything on its device; use fsdp2, zero2 "
+                "or zero3"
             )
         return self

@@ -6,6 +6,7 @@ step's own, however its packs were dealt.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -143,6 +144,7 @@ def join() -> Ranks:
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"  # offloaded weights are summed on the CPU
         dist.init_process_group(backend, timeout=PATIENCE)
+        atexit.register(leave)  # left to the interpreter's end, their threads abort it
     return Ranks(dist.get_rank(), dist.get_world_size(), local)
 
 

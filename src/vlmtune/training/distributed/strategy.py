@@ -145,8 +145,9 @@ class Strategy:
         for key, value in saved.items():
             name, entry = key.rsplit("::", 1)
             parameter = self.parameters[name]
-            # Adam's step counter stays where it was; the moments go where the weights are.
-            place = parameter.device if entry != "step" else value.device
+            # The moments go where the weights are, and Adam's step counter where it was made.
+            fused = bool(self.optimizer.defaults.get("fused"))
+            place = parameter.device if entry != "step" or fused else value.device
             self.optimizer.state[parameter][entry] = value.to(place)
 
 

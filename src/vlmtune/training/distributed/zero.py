@@ -6,9 +6,11 @@ tensor, so that nothing of its own form, which is pickled, is ever written or re
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -171,6 +173,7 @@ class Zero(Strategy):
         counts = [state["step"] for state in self.optimizer.state.values() if "step" in state]
         if not counts:
             return {}
+        self._link()
         found = {}
         for name, parameter in self.parameters.items():
             for moment in MOMENTS:
@@ -208,7 +211,11 @@ class Zero(Strategy):
         return list(self.cut.single_partition_of_fp32_groups)
 
     def _link(self) -> None:
-        """Tell the engine where in the optimizer's state each parameter lies."""
+        """Tell each parameter where in the optimizer's state it lies.
+
+        DeepSpeed 0.19 does so in its first step, when only the first group of parameters has one.
+        """
+        self.cut._hp_optimizer_states_linked = False
         self.cut._lazy_init_hp_params_optimizer_state()
 
     def _whole(self, tensor: Tensor) -> Tensor:
@@ -235,7 +242,7 @@ class Zero3(Zero):
         """Each parameter knows its place."""
 
     def _whole(self, tensor: Tensor) -> Tensor:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         if not isinstance(tensor, nn.Parameter):
             return tensor  # buffers are whole
@@ -243,12 +250,21 @@ class Zero3(Zero):
             return tensor.detach().clone()
 
 
+def require_deepspeed() -> None:
+    """Say what is missing before anything that takes long.
+
+    Raises:
+        MissingExtraError: If DeepSpeed is not installed.
+    """
+    if find_spec("deepspeed") is None:
+        raise MissingExtraError("deepspeed", "deepspeed", "distributed.strategy zero2 or zero3")
+
+
 def _deepspeed() -> Any:
-    try:
-        import deepspeed
-    except ImportError as error:
-        needed = "distributed.strategy zero2 or zero3"
-        raise MissingExtraError("deepspeed", "deepspeed", needed) from error
+    require_deepspeed()
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Sums in shared memory on a CPU: compiled in a minute at the first use, and a build that was
     # interrupted would be waited for without end.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -23,15 +23,18 @@ from dataclasses import replace
 from typing import Any
 
 from vlmtune.training.tracking.service import Mode, Opening, Service
-from vlmtune.training.tracking.worker import Call, Finish
+from vlmtune.training.tracking.worker import Finish
 
 logger = logging.getLogger(__name__)
 
-OPEN_S = 10.0  # a tracker may take this long to open, before it is opened offline
-LAST_OPEN_S = 60.0  # and this long where there is no other way; nobody waits for either
+LOAD_S = 60.0  # a tracker's package may take this long to load; nobody waits for any of these
+OPEN_S = 10.0  # and the tracker this long to open, before it is opened offline
+LAST_OPEN_S = 60.0  # and this long where there is no other way
 CLOSE_S = 15.0  # at the end of a run all trackers together may take this long to send what is left
 EXIT_S = 3.0  # and this long to end after they have
 QUEUED_BYTES = 64 * 2**20  # a tracker may lag behind by this much
+TOGETHER_BYTES = 2**16  # what is passed on at once, if there is so much
+LOOK_S = 0.5  # seconds between two looks for something to pass on
 
 START = (
     "import json, sys; sys.path = json.loads(sys.argv[1]); "
@@ -45,42 +48,46 @@ class TrackerError(Exception):
 
 
 class Outbox:
-    """Calls on their way to a tracker, at most ``limit`` bytes of them."""
+    """Calls on their way to a tracker, at most ``limit`` bytes of them.
+
+    Who takes them looks now and then and is not woken: a thread that wakes takes Python's lock from
+    the training, and where the machine is busy it may not run on at once to give it back.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
-        self._closed = False
-        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
         self.dropped = 0
 
     def put(self, message: bytes) -> bool:
         """Add a message, or drop and count it where there is no room."""
-        with self._changed:
+        with self._lock:
             if self._bytes + len(message) > self._limit:
                 self.dropped += 1
                 return False
             self._waiting.append(message)
             self._bytes += len(message)
-            self._changed.notify()
             return True
 
     def close(self) -> None:
         """Say that there will be no more messages."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._closed.set()
 
     def get(self) -> bytes | None:
-        """The next message, waiting for it; None after the last."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
+        """The next messages one behind the other, waiting for them; None after the last."""
+        while not self._waiting:
+            # In this order: what was put before the end is not missed.
+            if self._closed.wait(LOOK_S) and not self._waiting:
                 return None
-            message = self._waiting.popleft()
-            self._bytes -= len(message)
-            return message
+        with self._lock:
+            taken = [self._waiting.popleft()]
+            while self._waiting and sum(map(len, taken)) < TOGETHER_BYTES:
+                taken.append(self._waiting.popleft())
+            self._bytes -= sum(map(len, taken))
+        return b"".join(taken)
 
 
 class Worker:
@@ -185,13 +192,14 @@ class Background:
         self._lock = threading.Lock()
         self._worker: Worker | None = None
         self._gone = False
+        self._records = False  # it has been opened, and so there is something to send later
         self._warned = False
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
-    def send(self, call: Call) -> None:
-        """Queue a call."""
-        if self._gone or self._outbox.put(pickle.dumps(call)):
+    def send(self, call: bytes) -> None:
+        """Queue a call, pickled."""
+        if self._gone or self._outbox.put(call):
             return
         if self._outbox.dropped == 1:
             self._warn("it is too far behind: what it has no room for is dropped")
@@ -204,7 +212,8 @@ class Background:
         """Wait for what is left to be sent, then give it up."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._give_up(f"it did not finish within {CLOSE_S:g} s", self._hint())
+            hint = self._hint() if self._records else ""
+            self._give_up(f"it did not finish within {CLOSE_S:g} s", hint)
             self._thread.join(EXIT_S)  # at once: its process is no more
         if self._outbox.dropped:
             logger.info("Tracker %s missed %d calls", self._name, self._outbox.dropped)
@@ -247,23 +256,29 @@ class Background:
             modes.append("offline")
         why = ""
         for number, mode in enumerate(modes, start=1):
-            seconds = OPEN_S if number < len(modes) else LAST_OPEN_S
+            seconds = OPEN_S if number < len(modes) and mode != "local" else LAST_OPEN_S
             worker = self._start()
-            try:
-                worker.send(
-                    pickle.dumps((self._service.tracker, replace(self._opening, mode=mode)))
-                )
-                report = worker.report(seconds)
-            except TrackerError as error:
-                report = {"failed": str(error)}
-            if report is None:
-                report = {"failed": f"it did not open within {seconds:g} s"}
+            report = self._outcome(worker, replace(self._opening, mode=mode), seconds)
             if "opened" in report:
+                self._records = True
                 self._tell(report["opened"], why)
                 return worker
             why = report["failed"]
             worker.kill()
         raise TrackerError(why)
+
+    def _outcome(self, worker: Worker, opening: Opening, seconds: float) -> dict[str, Any]:
+        """What opening the tracker came to; a server is waited for ``seconds``."""
+        try:
+            worker.send(pickle.dumps((self._service.tracker, opening)))
+            report = worker.report(LOAD_S)
+            if report is None:
+                return {"failed": f"its package did not load within {LOAD_S:g} s"}
+            if "loaded" in report:
+                report = worker.report(seconds)
+        except TrackerError as error:
+            return {"failed": str(error)}
+        return report or {"failed": f"it did not open within {seconds:g} s"}
 
     def _start(self) -> Worker:
         with self._lock:

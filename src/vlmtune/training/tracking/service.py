@@ -23,6 +23,8 @@ class Opening:
         name: The run's name there.
         id: The run's identity there, the same when the run is resumed.
         resumed: Whether the run was opened before.
+        begins: The first step that is told; what a resumed run told of it and of later ones before
+            is told again.
         workspace: Whose project it is; None: the service's default.
         mode: Where to; None: as the service's own settings say.
         folder: Where the service may write.
@@ -33,6 +35,7 @@ class Opening:
     name: str
     id: str
     resumed: bool
+    begins: int
     workspace: str | None
     mode: Mode | None
     folder: str

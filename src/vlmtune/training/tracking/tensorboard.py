@@ -26,12 +26,14 @@ class TensorBoard:
 
     def __init__(self, opening: Opening) -> None:
         self._writer = EventFileWriter(opening.folder)
-        self._resumed = opening.resumed
         self.place = f"tensorboard --logdir {opening.folder}"
         shown = json.dumps(opening.hyperparameters, indent=2, ensure_ascii=False)
-        self._hyperparameters = _text("hyperparameters", _code(shown))
-        if not opening.resumed:
-            self._add(0, self._hyperparameters)
+        if opening.resumed:
+            # What the interrupted run wrote from this step on is left out by the readers.
+            start = SessionLog(status=SessionLog.START)
+            step, now = opening.begins, time.time()
+            self._writer.add_event(Event(wall_time=now, step=step, session_log=start))
+        self._add(opening.begins, _text("hyperparameters", _code(shown)))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Figures of an optimizer step."""
@@ -55,12 +57,6 @@ class TensorBoard:
         self._writer.close()
 
     def _add(self, step: int, *values: Summary.Value) -> None:
-        if self._resumed:
-            # What the interrupted run wrote from this step on is left out by the readers.
-            start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))
-            self._resumed = False
-            self._add(step, self._hyperparameters)
         summary = Summary(value=values)
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
         self._writer.flush()

@@ -7,10 +7,12 @@ training goes on, unchanged. ``metrics.jsonl`` in the run folder holds everythin
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
 import math
+import pickle
 import re
 import time
 import uuid
@@ -24,7 +26,7 @@ from vlmtune.training.tracking import background
 from vlmtune.training.tracking.background import Background
 from vlmtune.training.tracking.config import TrackingConfig
 from vlmtune.training.tracking.service import SERVICES, Opening, Shown
-from vlmtune.training.tracking.worker import Log, Show
+from vlmtune.training.tracking.worker import Call, Log, Show
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Trackers:
 
     def __init__(self, trackers: Sequence[Background] = ()) -> None:
         self._trackers = trackers
-        self._shown: tuple[int, Sequence[Shown]] | None = None
+        self._shown: set[bytes] = set()
 
     def __bool__(self) -> bool:
         """Whether there is anybody to show something to."""
@@ -49,16 +51,20 @@ class Trackers:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Figures of an optimizer step; those that are not finite are left out."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        for each in self._trackers:
-            each.send(Log(step, finite))
+        self._send(Log(step, finite))
 
     def show(self, step: int, rows: Sequence[Shown]) -> None:
         """The table of predictions at a step, unless it was shown there already."""
-        if self._shown == (step, rows):
+        digest = hashlib.sha256(pickle.dumps((step, rows))).digest()
+        if digest in self._shown:
             return
-        self._shown = step, rows
+        self._shown.add(digest)
+        self._send(Show(step, rows))
+
+    def _send(self, call: Call) -> None:
+        message = pickle.dumps(call)
         for each in self._trackers:
-            each.send(Show(step, rows))
+            each.send(message)
 
     def finish(self) -> None:
         """Waits a little for what is left to be sent."""
@@ -70,7 +76,12 @@ class Trackers:
 
 
 def open_trackers(
-    config: TrackingConfig, *, folder: Path, name: str, hyperparameters: Mapping[str, Any]
+    config: TrackingConfig,
+    *,
+    folder: Path,
+    name: str,
+    hyperparameters: Mapping[str, Any],
+    begins: int = 0,
 ) -> Trackers:
     """Opens the trackers that the recipe names, and does not wait for them.
 
@@ -82,11 +93,12 @@ def open_trackers(
         folder: The run's folder; files of the trackers go to ``folder/tracking``.
         name: The run's name, unless ``config`` has one.
         hyperparameters: What is shown beside the run; passwords in it are left out.
+        begins: The first step that is told.
     """
     opened = []
     for service in dict.fromkeys(config.to):
         try:
-            opening = _opening(config, service, folder / "tracking", name, hyperparameters)
+            opening = _opening(config, service, folder / "tracking", name, hyperparameters, begins)
             opened.append(Background(service, SERVICES[service], opening))
         except MissingExtraError as error:
             logger.warning("%s. Training goes on without it", error)
@@ -101,6 +113,7 @@ def _opening(
     folder: Path,
     name: str,
     hyperparameters: Mapping[str, Any],
+    begins: int,
 ) -> Opening:
     package = SERVICES[service].package
     if not _installed(package):
@@ -111,6 +124,7 @@ def _opening(
         name=config.name or name,
         id=identity,
         resumed=resumed,
+        begins=begins,
         workspace=config.workspace,
         mode=config.mode,
         folder=str((folder / service).absolute()),

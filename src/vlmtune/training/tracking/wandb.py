@@ -12,6 +12,7 @@ from PIL import Image
 from vlmtune.training.tracking.service import PICTURES, TABLE, Opening, Shown, table
 
 INIT_SECONDS = 15  # after which we record offline instead
+FLUSH_SECONDS = 1.0  # W&B's own 15 are lost where a server hangs at the end and we do not wait
 
 
 class Wandb:
@@ -35,6 +36,7 @@ class Wandb:
                 disable_git=True,
                 init_timeout=INIT_SECONDS,
                 login_timeout=INIT_SECONDS,
+                x_transaction_log_flush_interval=FLUSH_SECONDS,
             ),
         )
         # With steps of its own it would leave out what a resumed run says of an earlier step.

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import IO, Any
@@ -66,9 +66,10 @@ def main(calls: int, reports: int, parent: int) -> None:
 
     Args:
         calls: Descriptor to read from: ``module:class`` of the tracker, its ``Opening``, calls.
-        reports: Descriptor to write to: lines of JSON, each with one of ``opened`` (the place where
-            the run can be looked at), ``failed`` (to open), ``error`` (the first call that
-            failed), ``finished``.
+        reports: Descriptor to write to: lines of JSON, each with one of ``loaded`` (the service's
+            package is; nothing has been asked of a server), ``opened`` (the place where the run can
+            be looked at), ``failed`` (to open), ``error`` (the first call that failed),
+            ``finished``.
         parent: The run's process.
     """
     os.nice(NICE)
@@ -89,7 +90,9 @@ def _serve(stream: IO[bytes], answers: IO[str]) -> None:
 
     name, opening = pickle.load(stream)
     try:
-        tracker = open_tracker(name, opening)
+        kind = tracker_class(name)
+        report(loaded=True)
+        tracker = kind(opening)
     except BaseException as error:  # noqa: BLE001 - whatever a service raises, it is told
         report(failed=described(error))
         return
@@ -110,11 +113,11 @@ def _serve(stream: IO[bytes], answers: IO[str]) -> None:
     report(finished=True)
 
 
-def open_tracker(name: str, opening: Opening) -> Tracker:
-    """The tracker that ``module:class`` names, opened."""
+def tracker_class(name: str) -> Callable[[Opening], Tracker]:
+    """The class that ``module:class`` names, which opens a tracker."""
     module, _, kind = name.partition(":")
-    tracker: Tracker = vars(import_module(module))[kind](opening)
-    return tracker
+    found: Callable[[Opening], Tracker] = vars(import_module(module))[kind]
+    return found
 
 
 def described(error: BaseException) -> str:

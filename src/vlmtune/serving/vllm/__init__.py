@@ -1,0 +1,1 @@
+"""vLLM behind our API: it computes, the contract and the words stay ours."""

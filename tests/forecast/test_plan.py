@@ -1,0 +1,283 @@
+"""A forecast is what the run then does: parameters, steps, tokens, FLOPs, memory."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from tiny_world import full_recipe, lines
+from vlmtune.batching.collate import pack
+from vlmtune.data.dataset import PreparedDataset
+from vlmtune.data.media import ImagePolicy
+from vlmtune.errors import RefusedError, UsageError
+from vlmtune.forecast.devices import DEVICES
+from vlmtune.forecast.needs import Held, exchanged, memory, pace
+from vlmtune.forecast.shadow import Traced, hollow, trace_step
+from vlmtune.forecast.work import Work
+from vlmtune.models import attention
+from vlmtune.models.contract import BaseModelIdentity, make_contract
+from vlmtune.models.empty import empty_model
+from vlmtune.models.encode import Encoder
+from vlmtune.models.families import load_family
+from vlmtune.models.head import use_loss_head
+from vlmtune.models.load import load_model
+from vlmtune.models.products import speed_up
+from vlmtune.testing import TinySize, tiny
+from vlmtune.training.config import TrainingConfig
+from vlmtune.training.distributed.config import DistributedConfig
+from vlmtune.training.loss import summed_loss
+from vlmtune.tuning.apply import apply_tuning
+from vlmtune.tuning.config import TuningConfig
+from vlmtune.verbs import plan as verb
+from vlmtune.verbs.plan import plan
+
+CPU = torch.device("cpu")
+FP32 = TrainingConfig(precision="fp32")
+LORA = TuningConfig(rank=8, dropout=0.1)
+FULL = TuningConfig(method="full")
+CHECKPOINTING = FP32.model_copy(update={"gradient_checkpointing": True})
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Models large enough that their tensors outweigh what surrounds them."""
+    folder = tmp_path_factory.mktemp("bases")
+    size = TinySize(hidden=64, layers=3, vision_width=32, vision_layers=3, vocabulary=2048)
+    return {name: tiny(name, folder / name, seed=1, size=size) for name in ("qwen2_vl", "idefics3")}
+
+
+def batch_of(base, data, rows):
+    family = load_family(str(base))
+    policy = ImagePolicy(max_pixels=25_088) if "max_pixels" in family.facts.image_options else None
+    contract = make_contract(
+        family, BaseModelIdentity(id="b", weights_sha256=""), policy or ImagePolicy()
+    )
+    encoder = Encoder(family, contract)
+    split = PreparedDataset.open(data).split("train")
+    return family, pack(family, [encoder.encode(split[number]) for number in range(rows)])
+
+
+def prepared(model, tuning, family, config):
+    tuned = apply_tuning(model, tuning, family.facts, base_id="b")
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    use_loss_head(model)
+    model.train()
+    return tuned
+
+
+def forecast(base, family, batch, tuning, config) -> Traced:
+    model = empty_model(base)
+    model.set_attn_implementation(attention.register())
+    speed_up(model)
+    tuned = prepared(model, tuning, family, config)
+    hollow(model, torch.float32)
+    return trace_step(tuned, family, batch, config, several=False, gpu=False)
+
+
+def measured(base, family, batch, tuning, config) -> tuple[int, int]:
+    """Peak of a real step's tensors, weights included, and torch's own count of its FLOPs."""
+    model = load_model(base, dtype=torch.float32, device=CPU)
+    tuned = prepared(model, tuning, family, config)
+    optimizer = torch.optim.AdamW(tuned.trainable().values(), fused=True)
+
+    def step() -> None:
+        loss = summed_loss(model, family, batch) / batch.labels
+        loss.backward()
+        del loss
+        torch.nn.utils.clip_grad_norm_(tuned.trainable().values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # now the optimizer has its moments
+    moments = [each for state in optimizer.state.values() for each in state.values()]
+    held = {each.untyped_storage().data_ptr(): each for each in (*model.parameters(), *moments)}
+    size = sum(each.untyped_storage().nbytes() for each in held.values())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    live = highest = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        highest = max(highest, live)
+    # oneDNN's products are not known to it.
+    own = {torch.ops.mkldnn._linear_pointwise: _pointwise}
+    counter = FlopCounterMode(display=False, custom_mapping=own)
+    with counter:
+        summed_loss(model, family, batch).backward()
+    counts = counter.get_flop_counts()["Global"]
+    flops = sum(count for operation, count in counts.items() if "attention" not in str(operation))
+    return size + highest, flops
+
+
+def _pointwise(inputs, *_, out_shape=None, **__):
+    return 2 * math.prod(out_shape) * inputs[-1]
+
+
+@pytest.mark.parametrize(
+    ("family_name", "rows", "tuning", "config"),
+    [
+        ("qwen2_vl", 4, LORA, FP32),
+        ("qwen2_vl", 4, FULL, FP32),
+        ("qwen2_vl", 4, LORA, CHECKPOINTING),
+        ("idefics3", 1, LORA, FP32),
+    ],
+    ids=["lora", "full", "checkpointing", "tiles"],
+)
+def test_memory_and_flops_are_those_of_the_step(
+    bases, tiny_data, family_name, rows, tuning, config
+):
+    family, batch = batch_of(bases[family_name], tiny_data, rows)
+    foretold = forecast(bases[family_name], family, batch, tuning, config)
+    peak, flops = measured(bases[family_name], family, batch, tuning, config)
+    assert foretold.peak == pytest.approx(peak, rel=0.1)
+    assert sum(foretold.live.values()) == foretold.peak
+    own = foretold.work.total + foretold.work.again
+    ours = sum(count for part, count in own.items() if "attention" not in part)
+    assert ours == pytest.approx(flops, rel=0.01)
+    assert bool(foretold.work.again) is config.gradient_checkpointing
+    # Negative control: the forecast of another batch is not this step's.
+    other, shorter = batch_of(bases[family_name], tiny_data, rows)
+    keep = slice(0, shorter.labels // 2)
+    predicts = shorter.predicts.clone()
+    predicts[0, predicts[0].nonzero()[keep.stop :]] = False
+    fewer = replace(shorter, predicts=predicts, targets=shorter.targets[keep])
+    less = forecast(bases[family_name], other, fewer, tuning, config)
+    assert less.work.total["head"] == pytest.approx(foretold.work.total["head"] / 2, rel=0.1)
+    assert less.peak < foretold.peak
+
+
+def test_checkpointing_is_forecast_to_need_less(bases, tiny_data):
+    family, batch = batch_of(bases["qwen2_vl"], tiny_data, 4)
+    plain = forecast(bases["qwen2_vl"], family, batch, LORA, FP32)
+    saving = forecast(bases["qwen2_vl"], family, batch, LORA, CHECKPOINTING)
+    assert saving.live["activations"] < 0.7 * plain.live["activations"]
+    assert saving.work.total == plain.work.total  # computing again is no work of the model
+
+
+def test_a_run_is_as_it_was_forecast(make_recipe, lora_run):
+    foretold = plan(make_recipe())
+    steps = lines(lora_run / "metrics.jsonl")
+    assert foretold["steps"] == len(steps)
+    assert foretold["samples"] == sum(step["samples"] for step in steps)
+    assert foretold["tokens"] == sum(step["tokens"] for step in steps)
+    assert foretold["labels"] == sum(step["labels"] for step in steps)
+    proof = next(r for r in lines(lora_run / "ledger.jsonl") if r["event"] == "trainability")
+    trainable = {part["part"]: part["trainable"] for part in proof["parts"]}
+    assert {name: part["trainable"] for name, part in foretold["parts"].items()} == trainable
+    assert foretold["trainable_parameters"] == sum(trainable.values())
+    assert sum(foretold["memory"].values()) == foretold["peak_memory_bytes"]
+    assert foretold["fits"]
+    assert foretold["advice"] == []
+    # Negative control: another batch size is another plan.
+    other = plan(make_recipe(training__batch_size=4))
+    assert other["tokens"] != foretold["tokens"]
+
+
+def test_no_weights_are_read(make_recipe, tiny_base, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_base, bare, ignore=shutil.ignore_patterns("*.safetensors*"))
+    assert not list(bare.glob("*.safetensors"))
+    there = plan(make_recipe())
+    recipe = make_recipe(model={"base": str(bare)})
+    assert plan(recipe)["peak_memory_bytes"] == there["peak_memory_bytes"]
+
+
+def test_full_fine_tuning_needs_more_than_adapters(make_recipe):
+    adapters, full = plan(make_recipe()), plan(full_recipe(make_recipe))
+    everything = sum(part["parameters"] for part in full["parts"].values())
+    assert full["trainable_parameters"] == everything
+    assert full["memory"]["optimizer"] >= 2 * 4 * everything  # two moments in fp32
+    assert adapters["memory"]["optimizer"] < full["memory"]["optimizer"]
+
+
+def test_what_does_not_fit_is_told_with_the_way_out(make_recipe, monkeypatch):
+    recipe = full_recipe(make_recipe)
+    needed = plan(recipe, device="t4")["peak_memory_bytes"]
+    small = replace(DEVICES["t4"], memory=600_000_000 + int(needed * 0.9))
+    monkeypatch.setattr(verb, "device_named", lambda _: small)
+    told = plan(recipe)
+    assert not told["fits"]
+    changes = {each["change"].split("=")[0]: each for each in told["advice"]}
+    assert changes["tuning.method"]["fits"]  # adapters instead
+    assert {"training.gradient_checkpointing", "image.max_pixels"} <= changes.keys()
+    for change in told["advice"]:
+        assert change["fits"] == (change["peak_memory_bytes"] <= small.room)
+    # Negative control: with the room, there is nothing to advise.
+    enough = replace(small, memory=600_000_000 + needed * 2)
+    monkeypatch.setattr(verb, "device_named", lambda _: enough)
+    assert plan(recipe)["advice"] == []
+
+
+def test_the_command(command, make_recipe, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(make_recipe().to_yaml(), encoding="utf-8")
+    done = command("plan", file, "--device", "h200", "--json")
+    assert done.status == 0
+    keys = {"peak_memory_bytes", "flops", "tokens", "steps", "trainable_parameters", "parts"}
+    assert keys <= done.json.keys()
+    assert done.json["device"]["name"] == "h200"
+    shown = command("plan", file, "--device", "h200", "training.batch_size=8")
+    assert "fits" in shown.out
+    assert "h200" in shown.out
+    assert "nobody" in command("plan", file, "--device", "nobody").message
+    assert command("plan", file, "--device", "nobody").status == 2
+
+
+def test_refusals(make_recipe):
+    with pytest.raises(UsageError, match="not known"):
+        plan(make_recipe(), device="h2000")
+    with pytest.raises(UsageError, match=r"data\.path"):
+        plan(make_recipe(data={"path": None}))
+    with pytest.raises(RefusedError, match="no row"):
+        plan(make_recipe(data__max_length=1))
+
+
+# Many devices, in figures
+
+
+def traced() -> Traced:
+    live = {"weights": 800, "gradients": 80, "optimizer": 160, "activations": 400}
+    return Traced(live, sum(live.values()), 100, Work())
+
+
+HELD = Held(all=800, few=0, layer=50, gradients=80, sent=800)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "peak"),
+    [
+        ("ddp", 1440),
+        ("zero2", 800 + 10 + 20 + 400),
+        ("fsdp2", 100 + 10 + 20 + 400 + 100),
+        ("zero3", 100 + 10 + 20 + 400 + 100),
+    ],
+)
+def test_what_is_cut_among_devices(strategy, peak):
+    shares = DistributedConfig(strategy=strategy)
+    assert sum(memory(traced(), HELD, shares, 8).values()) == peak
+    assert sum(memory(traced(), HELD, shares, 1).values()) == 1440  # the control: one holds all
+
+
+def test_what_is_sent():
+    ddp, fsdp2 = DistributedConfig(), DistributedConfig(strategy="fsdp2")
+    assert exchanged(HELD, ddp, 8, 3) == 2 * 80 * 7 / 8  # once a step
+    assert exchanged(HELD, fsdp2, 8, 3) == 3 * (2 * 800 + 80) * 7 / 8  # in every forward
+    assert exchanged(HELD, ddp, 1, 3) == 0
+
+
+def test_time_is_the_longer_of_computing_and_launching():
+    device = DEVICES["h200"]
+    given = {"steps": 10, "samples": 80, "forwards": 2, "kernels": 1000, "exchanged": 0.0}
+    slow = pace(1e15, 1e14, device, processes=1, **given)
+    assert slow.seconds == pytest.approx(10)
+    assert slow.samples_per_second == pytest.approx(8)
+    assert pace(1e15, 1e14, device, processes=4, **given).seconds == pytest.approx(2.5)
+    tiny_work = pace(1e9, 1e14, device, processes=1, **given)
+    assert tiny_work.seconds == pytest.approx(10 * 2 * 1000 * 7e-6)
