@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,11 +26,12 @@ def pinned(core: int | None) -> list[str]:
 
 def run_child(
     command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None
-) -> dict[str, float] | None:
+) -> dict[str, float]:
     """Run a command with one thread and no network.
 
     Returns:
-        Its wall and processor seconds and highest resident memory (bytes); None if it failed.
+        Its wall and processor seconds, highest resident memory (bytes) and exit status, which is
+        the negative number of a signal if one killed it.
     """
     settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     # Reported as it is: a warning about a tokenizer's threads would be noise in the log.
@@ -41,13 +43,22 @@ def run_child(
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         wall = time.perf_counter() - started
-    if child.returncode:
-        return None
     return {
+        "status": child.returncode,
         "wall_s": round(wall, 3),
         "processor_s": round(used.ru_utime + used.ru_stime, 3),
         "peak_bytes": used.ru_maxrss * 1024,
     }
+
+
+def fault_of(used: Mapping[str, float], log: Path) -> str | None:
+    """Why a command failed; None if it did not."""
+    if not used["status"]:
+        return None
+    if used["status"] == -signal.SIGKILL:
+        held = used["peak_bytes"] / 1e9
+        return f"killed by the system, as it is for lack of memory, when it held {held:.1f} GB"
+    return " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-300:]
 
 
 def machine(*packages: str) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def machine() -> dict[str, Any]:
     ).stdout.strip()
     return {
         "machine": f"one thread of {os.cpu_count()} shared cores, {platform.machine()}, no GPU",
+        "load_before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, run_child, table, write_result
+from common import RESULTS, fault_of, machine, run_child, table, write_result
 from jobs.ablation import OPTIONS, PATCHES
 from material import (
     ALPHA,
@@ -129,8 +129,10 @@ def run_once(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     log = folder / "log"
-    if run_child([sys.executable, str(JOB), str(folder / "job.json")], log) is None:
-        return {"fault": " ".join(log.read_text(errors="replace").split())[-300:]}
+    used = run_child([sys.executable, str(JOB), str(folder / "job.json")], log)
+    fault = fault_of(used, log)
+    if fault is not None:
+        return {"fault": fault}
     measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
     steps = measured["step_seconds"]
     return {

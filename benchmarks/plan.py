@@ -44,23 +44,25 @@ COMMON = [
     "tuning.dropout=0.05",
     "image.max_pixels=200704",
 ]
-FP32, BF16 = "training.precision=fp32", "training.precision=bf16"
+FP32 = ["training.precision=fp32", "training.gradient_checkpointing=false"]
+BF16 = ["training.precision=bf16", "training.gradient_checkpointing=false"]
+AGAIN = ["training.precision=fp32", "training.gradient_checkpointing=true"]
 BIG = {"vocabulary": 151_936}
 # name -> family, size, options
 CONFIGURATIONS: dict[str, tuple[str, dict[str, int], list[str]]] = {
-    "lora fp32": ("qwen2_vl", {"vocabulary": 2048}, [FP32, "tuning.rank=64"]),
-    "lora fp32, vocabulary 151,936": ("qwen2_vl", BIG, [FP32, "tuning.rank=64"]),
-    "full fp32": ("qwen2_vl", {"vocabulary": 2048}, [FP32, "tuning.method=full"]),
+    "lora fp32": ("qwen2_vl", {"vocabulary": 2048}, [*FP32, "tuning.rank=64"]),
+    "lora fp32, vocabulary 151,936": ("qwen2_vl", BIG, [*FP32, "tuning.rank=64"]),
+    "full fp32": ("qwen2_vl", {"vocabulary": 2048}, [*FP32, "tuning.method=full"]),
     "lora fp32, checkpointing": (
         "qwen2_vl",
         {"vocabulary": 2048},
-        [FP32, "tuning.rank=64", "training.gradient_checkpointing=true"],
+        [*AGAIN, "tuning.rank=64"],
     ),
-    "lora bf16": ("qwen2_vl", BIG, [BF16, "tuning.rank=64"]),
+    "lora bf16": ("qwen2_vl", BIG, [*BF16, "tuning.rank=64"]),
     "lora fp32 on every part, tiles": (
         "idefics3",
         {"vocabulary": 2048},
-        [FP32, "tuning.targets=all-linear", "tuning.train=[vision,projector,language]"],
+        [*FP32, "tuning.targets=all-linear", "tuning.train=[vision,projector,language]"],
     ),
 }
 
@@ -73,7 +75,7 @@ def options(work: Path, name: str) -> list[str]:
     base = work / f"{family}-{size['vocabulary']}"
     if not base.exists():
         tiny(family, base, seed=1, size=TinySize(**{**SIZE, **size}))
-    common = [each for each in COMMON if family == "qwen2_vl" or not each.startswith("image.")]
+    common = COMMON if family == "qwen2_vl" else [*COMMON, "image.max_pixels=null"]  # it has tiles
     return [f"model.base={base}", f"data.path={work / 'data'}", *common, *own]
 
 
@@ -178,7 +180,6 @@ def main() -> None:
     asked = parser.parse_args()
     for name in ("vlmtune.verbs.plan", "vlmtune.verbs.train", "torch.profiler"):
         importlib.import_module(name)
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         data(work)
@@ -186,29 +187,30 @@ def main() -> None:
             arguments = options(work, name)
             foretold, found = alone(forecast, arguments), alone(measure, arguments)
             peak, real = foretold["peak_memory_bytes"], found["peak_bytes"]
-            rows.append(
+            keep(
+                name,
                 {
-                    "name": name,
                     "parameters": sum(p["parameters"] for p in foretold["parts"].values()),
                     "forecast_bytes": peak,
                     "measured_bytes": real,
                     "ratio": round(peak / real, 4),
                     "resident_growth_bytes": found["resident_growth_bytes"],
                     "forecast_by_part": foretold["memory"],
-                    "weights": {
-                        "forecast": foretold["memory"]["weights"],
-                        "measured": found["weights_bytes"],
-                    },
-                }
+                    "measured_weights_bytes": found["weights_bytes"],
+                    "machine": machine(),
+                },
             )
             print(
                 f"{name}: {peak / 1e6:.1f} MB forecast, {real / 1e6:.1f} measured, "
                 f"{peak / real:.3f}; {found['resident_growth_bytes'] / 1e6:.0f} resident",
                 flush=True,
             )
-    if not asked.only:
-        result = {"machine": machine(), "configurations": rows}
-        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def keep(name: str, found: dict[str, Any]) -> None:
+    """Put a configuration's figures beside those of the others."""
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    RESULT.write_text(json.dumps({**result, name: found}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, middle, pinned, run_child, table, write_result
+from common import RESULTS, fault_of, machine, middle, pinned, run_child, table, write_result
 from environments import HERE, PEERS, interpreter, make
-from material import SEED, formula_rows, make_material
+from material import BATCH, SEED, formula_rows, make_material
 
 JOBS = Path(__file__).resolve().parent / "jobs"
 PHASES = ("prepare", "train", "start_load", "whole")
 AGREE = 1e-5
+WHOLE_BATCH = 32_768  # above, LLaMA-Factory's logits of 16 rows take more than 10 GB
 OURS = {"vlmtune": {}, "vlmtune bf16": {"precision": "bf16"}}
 KINDS = {"processor": "processor seconds", "seconds": "wall seconds"}
 
@@ -50,8 +51,9 @@ def run_once(
     # Nothing that an earlier run made may be found again.
     caches = {"HF_HOME": str(folder / "hub"), "MODELSCOPE_CACHE": str(folder / "modelscope")}
     used = run_child([*command, str(folder / "job.json")], log, environment=caches)
-    if used is None:
-        return {"fault": " ".join(log.read_text(errors="replace").split())[-300:]}
+    fault = fault_of(used, log)
+    if fault is not None:
+        return {"fault": fault}
     measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
     for kind, whole in (("seconds", used["wall_s"]), ("processor", used["processor_s"])):
         times = measured[kind]
@@ -177,6 +179,11 @@ def main() -> None:
         made = Path(folder) / "material"
         rows = formula_rows(asked.data, asked.rows, made)
         material = make_material(made, rows, vocabulary=asked.vocabulary, seed=asked.seed)
+        if asked.vocabulary > WHOLE_BATCH:
+            material["llamafactory"] = {
+                "per_device_train_batch_size": material["micro_batch"],
+                "gradient_accumulation_steps": BATCH // material["micro_batch"],
+            }
         for number in range(asked.rounds):
             for name, runs in systems.items():
                 if isinstance(runs, list):

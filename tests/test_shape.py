@@ -51,7 +51,7 @@ FAMILY_TYPE = re.compile(
 )
 FAMILY_CLASS = re.compile(r"(Qwen2VL|Qwen2_5_VL|Qwen3VL|Idefics[23]|SmolVLM|Llava|Gemma3|InternVL)")
 MAY_NAME_FAMILIES = ("models", "testing")
-MAY_READ_ENVIRONMENT = ("recipe", "hub", "cli", "training.distributed")
+MAY_READ_ENVIRONMENT = ("recipe", "hub", "cli", "training.distributed", "models.products")
 MAY_OPEN_URLS = ("fetch", "hub")
 NETWORK = re.compile(
     r"(socket|ssl|http\.client|urllib\.request|urllib3|requests|httpx2?|aiohttp|ftplib)(\.|$)"

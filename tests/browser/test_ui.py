@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import signal
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image, ImageDraw
 
-from devtools import Browser, find_browser
+from devtools import Browser, BrowserError, find_browser
 from visitor import READY, Visitor
 from vlmtune.data.drawing import COLOURS
 
@@ -201,7 +202,8 @@ def come(world: World, browser: Browser, tmp_path: Path) -> Iterator[Any]:
     yield come
     # Each holds a connection, and a browser opens only six to one host.
     for visitor in visitors:
-        visitor.tab.call("Page.close")
+        with contextlib.suppress(BrowserError):  # one that has left closes a moment later
+            visitor.tab.call("Page.close")
     assert world.idle()
 
 
@@ -372,13 +374,13 @@ def test_what_cannot_be_asked_is_said(come, world, tmp_path):
 
 def test_who_leaves_is_not_answered(come, world, monkeypatch):
     visitor = come()
-    slow(monkeypatch, 0.2)
+    slow(monkeypatch, 0.6)  # whole answers would take 40 s
     visitor.write("Tell me everything.")
     visitor.send()
     visitor.wait("!!document.querySelector('#question .stop-button')")
     assert world.busy()
     visitor.click("#question .stop-button")
-    assert world.idle(3), "stop"
+    assert world.idle(6), "stop"
     visitor.wait("document.body.innerText.includes('Broken off.')")
     visitor.write("Tell me more.")
     visitor.send()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devtools import Browser, Tab
+from devtools import Browser, BrowserError, Tab
 
-SECONDS = 15.0
+SECONDS = 30.0
 BOX = "#question textarea"
 READY = f"!!document.querySelector({json.dumps(BOX)})"
 
@@ -48,8 +49,10 @@ class Visitor:
         """The value of an expression once it is true."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if value := self.look(expression):
-                return value
+            # Between two pages there is no document; what asks for its parts fails then.
+            with contextlib.suppress(BrowserError):
+                if value := self.look(expression):
+                    return value
             time.sleep(0.05)
         text = self.look("document.body.innerText")
         raise AssertionError(f"never came true: {expression}\nThe page says:\n{text}")

@@ -147,7 +147,7 @@ def test_no_room_is_told_to_all(make, tmp_path):
 
     def work(_):
         room = shutil.disk_usage(tmp_path)
-        shutil.disk_usage = lambda _: room._replace(free=10**6)
+        shutil.disk_usage = lambda _: room._replace(free=10**5)
         original = checkpoint.require_room
         saving.require_room = lambda folder, size: asked.append(size) or original(folder, size)
         with pytest.raises(CheckpointError) as caught:
@@ -155,7 +155,7 @@ def test_no_room_is_told_to_all(make, tmp_path):
         return str(caught.value), asked
 
     found = together(2, work)
-    assert "free for it; there are 1.00 MB" in found[0][0]
+    assert "free for it; there are 0.10 MB" in found[0][0]
     assert found[1] == ("the first process could not begin a checkpoint", [])
     one = trained(make(tuning=TUNINGS["full"], **SIX), tmp_path / "one")
     last = checkpoints(one / "checkpoints")[-1]

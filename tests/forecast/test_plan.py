@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 from dataclasses import replace
@@ -96,6 +97,7 @@ def measured(base, family, batch, tuning, config) -> tuple[int, int]:
         optimizer.zero_grad()
 
     step()  # now the optimizer has its moments
+    gc.collect()  # what checkpointing left behind must not be freed within the measurement
     moments = [each for state in optimizer.state.values() for each in state.values()]
     held = {each.untyped_storage().data_ptr(): each for each in (*model.parameters(), *moments)}
     size = sum(each.untyped_storage().nbytes() for each in held.values())
@@ -123,12 +125,11 @@ def _pointwise(inputs, *_, out_shape=None, **__):
 @pytest.mark.parametrize(
     ("family_name", "rows", "tuning", "config"),
     [
-        ("qwen2_vl", 4, LORA, FP32),
-        ("qwen2_vl", 4, FULL, FP32),
-        ("qwen2_vl", 4, LORA, CHECKPOINTING),
-        ("idefics3", 1, LORA, FP32),
+        pytest.param("qwen2_vl", 4, LORA, FP32, id="lora"),
+        pytest.param("qwen2_vl", 4, FULL, FP32, id="full", marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", 4, LORA, CHECKPOINTING, id="again", marks=pytest.mark.slow),
+        pytest.param("idefics3", 1, LORA, FP32, id="tiles", marks=pytest.mark.slow),
     ],
-    ids=["lora", "full", "checkpointing", "tiles"],
 )
 def test_memory_and_flops_are_those_of_the_step(
     bases, tiny_data, family_name, rows, tuning, config
@@ -153,12 +154,16 @@ def test_memory_and_flops_are_those_of_the_step(
     assert less.peak < foretold.peak
 
 
+@pytest.mark.slow
 def test_checkpointing_is_forecast_to_need_less(bases, tiny_data):
     family, batch = batch_of(bases["qwen2_vl"], tiny_data, 4)
     plain = forecast(bases["qwen2_vl"], family, batch, LORA, FP32)
     saving = forecast(bases["qwen2_vl"], family, batch, LORA, CHECKPOINTING)
     assert saving.live["activations"] < 0.7 * plain.live["activations"]
-    assert saving.work.total == plain.work.total  # computing again is no work of the model
+    assert saving.work.forward == plain.work.forward
+    # Computed again is what has checkpoints, at most once; it is no work of the model.
+    assert 0 < saving.work.again["language"] <= saving.work.forward["language"]
+    assert not plain.work.again
 
 
 def test_a_run_is_as_it_was_forecast(make_recipe, lora_run):
@@ -180,6 +185,7 @@ def test_a_run_is_as_it_was_forecast(make_recipe, lora_run):
     assert other["tokens"] != foretold["tokens"]
 
 
+@pytest.mark.slow
 def test_no_weights_are_read(make_recipe, tiny_base, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_base, bare, ignore=shutil.ignore_patterns("*.safetensors*"))
@@ -189,6 +195,7 @@ def test_no_weights_are_read(make_recipe, tiny_base, tmp_path):
     assert plan(recipe)["peak_memory_bytes"] == there["peak_memory_bytes"]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_needs_more_than_adapters(make_recipe):
     adapters, full = plan(make_recipe()), plan(full_recipe(make_recipe))
     everything = sum(part["parameters"] for part in full["parts"].values())
@@ -197,6 +204,7 @@ def test_full_fine_tuning_needs_more_than_adapters(make_recipe):
     assert adapters["memory"]["optimizer"] < full["memory"]["optimizer"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_the_way_out(make_recipe, monkeypatch):
     recipe = full_recipe(make_recipe)
     needed = plan(recipe, device="t4")["peak_memory_bytes"]
@@ -205,8 +213,8 @@ def test_what_does_not_fit_is_told_with_the_way_out(make_recipe, monkeypatch):
     told = plan(recipe)
     assert not told["fits"]
     changes = {each["change"].split("=")[0]: each for each in told["advice"]}
-    assert changes["tuning.method"]["fits"]  # adapters instead
     assert {"training.gradient_checkpointing", "image.max_pixels"} <= changes.keys()
+    assert changes["tuning.method"]["peak_memory_bytes"] < needed  # adapters instead
     for change in told["advice"]:
         assert change["fits"] == (change["peak_memory_bytes"] <= small.room)
     # Negative control: with the room, there is nothing to advise.
@@ -215,26 +223,11 @@ def test_what_does_not_fit_is_told_with_the_way_out(make_recipe, monkeypatch):
     assert plan(recipe)["advice"] == []
 
 
-def test_the_command(command, make_recipe, tmp_path):
-    file = tmp_path / "recipe.yaml"
-    file.write_text(make_recipe().to_yaml(), encoding="utf-8")
-    done = command("plan", file, "--device", "h200", "--json")
-    assert done.status == 0
-    keys = {"peak_memory_bytes", "flops", "tokens", "steps", "trainable_parameters", "parts"}
-    assert keys <= done.json.keys()
-    assert done.json["device"]["name"] == "h200"
-    shown = command("plan", file, "--device", "h200", "training.batch_size=8")
-    assert "fits" in shown.out
-    assert "h200" in shown.out
-    assert "nobody" in command("plan", file, "--device", "nobody").message
-    assert command("plan", file, "--device", "nobody").status == 2
-
-
 def test_refusals(make_recipe):
     with pytest.raises(UsageError, match="not known"):
         plan(make_recipe(), device="h2000")
     with pytest.raises(UsageError, match=r"data\.path"):
-        plan(make_recipe(data={"path": None}))
+        plan(make_recipe(data__path=None))
     with pytest.raises(RefusedError, match="no row"):
         plan(make_recipe(data__max_length=1))
 

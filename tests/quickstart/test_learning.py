@@ -42,7 +42,7 @@ def learned(folder: Path, task: str, table: Path, held_out: int, *options: str) 
 
 
 def test_it_names_shapes_and_learns_nothing_from_shuffled_names(builtin_base, tmp_path):  # noqa: ARG001
-    rows, held_out = 96, 32
+    rows, held_out = 192, 32
     table = write_task(tmp_path / "pictures", "shapes", rows, held_out)
     short = ("training.batch_size=8", "evaluation.before=false")
 

@@ -36,7 +36,7 @@ class Told(Observer):
 def short(monkeypatch, tiny_base):
     """The quickstart on a random model and few rows."""
     monkeypatch.setattr(builtin, "FOLDER", tiny_base)
-    return functools.partial(quickstart, rows=16, held_out=4)
+    return functools.partial(quickstart, rows=32, held_out=4)
 
 
 def figures(folder):
@@ -50,7 +50,7 @@ def test_it_goes_the_whole_way_and_twice_the_same(short, tmp_path):
     told = Told()
     result = short(tmp_path / "a", task="shapes", observer=told)
     assert [stage for stage in told.stages if stage in STAGES] == list(STAGES)
-    assert told.done >= 20
+    assert told.done >= 36
     assert (result["task"], result["recipe"], result["samples"]) == (
         "shapes",
         "quickstart-shapes",
@@ -63,11 +63,11 @@ def test_it_goes_the_whole_way_and_twice_the_same(short, tmp_path):
     assert contract["base"]["id"] == "builtin:base"
     asked = result["predict"]
     assert asked["question"] == "Which shape is this?"
-    assert asked["image"].endswith("000019.png")
+    assert asked["image"].endswith("000035.png")
     assert {"expected", "text", "boxes"} <= asked.keys()
     short(tmp_path / "b", task="shapes")
     assert figures(tmp_path / "a") == figures(tmp_path / "b")
-    short(tmp_path / "c", task="shapes", rows=15)  # the control
+    short(tmp_path / "c", task="shapes", rows=31)  # the control
     assert figures(tmp_path / "a")[0] != figures(tmp_path / "c")[0]
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from tiny_rows import asked, encoder_of, lively, picture
 from tiny_world import MakeRecipe, copied, fingerprint, lines
 from vlmtune.errors import RecipeError
+from vlmtune.models.generate import generate
 from vlmtune.training import looking
 from vlmtune.training.loop import StepReport, StoppedError
+from vlmtune.verbs.looking import look_at_questions
 from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.train import train
 
@@ -183,3 +186,18 @@ def test_a_tower_that_drops_features_is_found(
     with caplog.at_level(logging.WARNING):
         train(make_recipe(training__max_steps=6), run_dir=tmp_path / "run")
     assert "differs from what the vision tower makes now" in caplog.text
+
+
+def test_a_picture_with_several_questions_is_looked_at_once(tiny_base: Path, looks):
+    model, encoder = lively(tiny_base), encoder_of(tiny_base)
+    shown = picture((64, 48), seed=1)
+    questions = [asked(f"What is number {number}?", "x", shown) for number in range(6)]
+    once = look_at_questions(model, encoder, questions)
+    assert once is not encoder
+    looks.clear()
+    known = generate(model, once, questions, max_new_tokens=4)
+    assert looks == []
+    assert known == generate(model, encoder, questions, max_new_tokens=4)
+    assert sum(looks) == 6
+    others = [asked("What?", "x", picture((64, 48), seed=number)) for number in range(6)]
+    assert look_at_questions(model, encoder, others) is encoder

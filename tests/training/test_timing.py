@@ -17,7 +17,8 @@ from vlmtune.verbs.train import train
 def test_the_parts_make_the_step(lora_run):
     for step in lines(lora_run / "metrics.jsonl"):
         assert set(step["parts"]) == set(PARTS)
-        assert all(spent > 0 for spent in step["parts"].values())
+        # Features that are kept need no tower.
+        assert all(step["parts"][part] > 0 for part in PARTS if part != "vision")
 
 
 class Hands:

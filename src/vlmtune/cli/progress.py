@@ -29,10 +29,12 @@ def observing(log_steps: int = 10) -> Iterator[Observer]:
     Args:
         log_steps: Optimizer steps between two plain lines.
     """
+    # Now: it draws a random number when it is imported, and a resumed run would draw it twice.
+    from rich.console import Console
+
     if not sys.stderr.isatty():
         yield Lines(log_steps)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (

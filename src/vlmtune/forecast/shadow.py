@@ -197,10 +197,11 @@ def _hooks(
         if name in inside:
             yield module.register_forward_pre_hook(lambda *_: _enter(tally))
             yield module.register_forward_hook(lambda *_: _leave(tally))
-    for layer in units(model, facts):
-        yield layer.register_forward_pre_hook(lambda *_: _turn(tally, "backward", "again"))
-        # A layer that is computed again ends where nothing more of it is needed.
-        yield layer.register_forward_hook(
+    # A layer's own hooks are outside of what is computed again; those of its parts are inside.
+    for part in (part for layer in units(model, facts) for part in layer.children()):
+        yield part.register_forward_pre_hook(lambda *_: _turn(tally, "backward", "again"))
+        # It ends early where nothing more of it is needed.
+        yield part.register_forward_hook(
             lambda *_: _turn(tally, "again", "backward"), always_call=True
         )
     for parameter in parameters.values():

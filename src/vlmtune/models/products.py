@@ -11,6 +11,7 @@ What they compute is the same product summed in another order (1e-6 of it in fp3
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 FEW_ROWS = 32  # below, oneDNN takes as long to begin as MKL takes in all
 SMALL = 2**20  # multiplications: below, what Python adds is more than what is gained
 CPU_FACTS = Path("/proc/cpuinfo")
+# Each number of rows has a kernel of its own, and every pack has its own number: of the 1,024 that
+# oneDNN keeps, a run would fill memory by 50 MB a step. It reads this at its first product.
+KERNELS_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def speed_up(model: nn.Module) -> None:
@@ -30,6 +34,8 @@ def speed_up(model: nn.Module) -> None:
     ones) stay as they are.
     """
     faster = onednn_is_faster()
+    if faster:
+        os.environ.setdefault(*KERNELS_KEPT)
     for module in model.modules():
         if type(module) is nn.Linear and faster:
             module.__class__ = Linear
@@ -65,6 +71,8 @@ def add_product(total: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
 
 def is_worth(inputs: Tensor, weight: Tensor) -> bool:
     """Whether a product is for oneDNN: fp32 on the CPU, no autocast, and large enough."""
+    if torch.compiler.is_compiling():  # first: a compiler makes its own products
+        return False
     rows = inputs.numel() // max(1, inputs.shape[-1])
     return (
         onednn_is_faster()
@@ -73,7 +81,6 @@ def is_worth(inputs: Tensor, weight: Tensor) -> bool:
         and rows >= FEW_ROWS
         and rows * weight.numel() >= SMALL
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 

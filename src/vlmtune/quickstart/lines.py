@@ -37,7 +37,9 @@ def random_line(rng: random.Random, longest: int) -> str:
     """
     kind = rng.random()
     make = _words if kind < 0.35 else _code if kind < 0.8 else _numbers
-    line = make(rng, rng.randint(1, longest))[:longest].strip()
+    line = make(rng, rng.randint(1, longest)).strip()
+    if len(line) > longest:  # parts of words are tokens of their own, which nothing else needs
+        line = line[: longest + 1].rpartition(" ")[0].strip()
     return line or rng.choice(string.ascii_letters)
 
 

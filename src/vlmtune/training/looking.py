@@ -192,7 +192,7 @@ def _worth(
     chosen, tokens = [], 0
     for part in parts:
         forecast = counting.forecast(part, part.times)
-        if forecast.images and (always or forecast.pays):
+        if forecast.sightings and (always or forecast.pays):
             chosen.append(part)
             tokens += forecast.tokens
     sample = next((row for row in chain.from_iterable(chosen) if row.images), None)

@@ -89,7 +89,7 @@ class Rows:
         if name == "formula":
             page, answer = self._formula(rng, noise, ease)
         elif name == "line":
-            text = random_line(rng, rng.randint(1, max(2, round(26 * (1 - ease)))))
+            text = random_line(rng, rng.randint(1, max(2, round(16 * (1 - ease)))))
             page, answer = worn(line_ink(text, rng, rng.randint(17, 27)), rng, noise), text
         else:
             say: Callable[[Scene], str] = described if name == "shapes" else spans

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds until a client that left, or an engine that died, is noticed
 ENDING = 10.0  # seconds to end by itself
+PROBE_SECONDS = 600.0  # the first questions may have to wait for kernels to be compiled
 OTHERWISE = "vLLM read the question otherwise than the model's contract says; nothing was answered"
 
 
@@ -139,11 +140,16 @@ class VllmEngine(Front):
     def _prove(self, asked: Conversation) -> None:
         served = self.served.first
         events: list[Any] = []
-        asking = Asking(asked, Settings(max_tokens=1), served, events.append, 600.0)
+        asking = Asking(asked, Settings(max_tokens=1), served, events.append, PROBE_SECONDS)
         asking.max_tokens = 1
         asking.encoded = served.encoder.encode(asked, ask=True)
         try:
-            self._soon(self._talk(asking))
+            self._soon(asyncio.wait_for(self._talk(asking), PROBE_SECONDS))
+        except TimeoutError:
+            raise ModelError(
+                f"vLLM did not answer a question with {len(asked.images)} pictures within "
+                f"{PROBE_SECONDS:g} s"
+            ) from None
         except WireError as error:
             raise ModelError(
                 f"vLLM does not answer a question with {len(asked.images)} pictures: {error} "

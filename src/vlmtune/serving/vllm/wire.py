@@ -13,6 +13,7 @@ from typing import Any
 import h11
 
 PIECE = 65_536
+GET_SECONDS = 5.0
 DONE = b"[DONE]"
 GENERATE = "/inference/v1/generate"
 
@@ -58,11 +59,11 @@ class Wire:
         self._socket = socket
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body of a plain request; status 0 where nobody listens."""
+        """Status and body of a plain request; status 0 where nobody answers."""
         try:
-            async with self._exchange("GET", path) as reply:
+            async with asyncio.timeout(GET_SECONDS), self._exchange("GET", path) as reply:
                 return reply.status, await reply.whole()
-        except WireError:
+        except (WireError, TimeoutError):
             return 0, b""
 
     async def generate(self, question: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:

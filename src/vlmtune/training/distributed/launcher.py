@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -183,6 +182,7 @@ def start(launch: Launch, module: str, arguments: Sequence[str], folder: Path) -
 
 def _config(launch: Launch, folder: Path) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.utils.distributed import get_free_port
     from torch.distributed.launcher.api import LaunchConfig
 
     return LaunchConfig(
@@ -193,17 +193,10 @@ def _config(launch: Launch, folder: Path) -> Any:
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
         signals_to_handle="SIGQUIT",  # the others are ours
         rdzv_backend="static",
-        rdzv_endpoint=launch.rendezvous or f"127.0.0.1:{_free_port()}",
+        rdzv_endpoint=launch.rendezvous or f"127.0.0.1:{get_free_port()}",
         rdzv_configs={"rank": launch.node_rank, "timeout": PATIENCE},
         run_id="vlmtune",  # of all machines
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _first(

@@ -6,6 +6,7 @@ in the header of each file, so that nothing is pickled.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,9 @@ def read_parts(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> dict
             tensors[key] = torch.empty(stored.size, dtype=stored.properties.dtype)
         else:
             tensors[key] = torch.empty_like(parameter, dtype=stored.properties.dtype).detach()
-    load(dict(tensors), storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each reads for itself
+        load(dict(tensors), storage_reader=reader, no_dist=True)
     return {
         key: value.reshape(()) if key.endswith("::step") else value
         for key, value in tensors.items()
