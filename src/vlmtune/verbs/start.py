@@ -82,6 +82,14 @@ def load_start(
     )
 
 
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep no activations within layers; the backward pass makes them again."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # For adapters transformers lets all inputs ask for gradients, which reentrant checkpoints need.
+    # A frozen vision tower would get a whole backward pass for nothing.
+    model.disable_input_require_grads()
+
+
 def tune(
     model: PreTrainedModel,
     recipe: Recipe,
@@ -99,7 +107,7 @@ def tune(
     if facts.segments and place_of(recipe)[0].type == "cuda":
         use_segments(model.get_submodule(facts.vision_tower))
     if recipe.training.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     if recipe.training.compile:
         compile_layers(model, facts)
     return tuned
