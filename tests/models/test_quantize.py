@@ -16,6 +16,7 @@ from vlmtune.models import load as load_module
 from vlmtune.models import quantize
 from vlmtune.models.families import load_family
 from vlmtune.models.load import LoadingConfig, load_model
+from vlmtune.models.products import Linear
 from vlmtune.models.quantize import (
     Quantization,
     dequantize,
@@ -54,7 +55,7 @@ def test_tower_projector_and_head_keep_their_weights(nf4, tiny_base):
     layers = quantized_layers(model, "nf4")
     assert len(layers) == 2 * 7
     assert all(name.startswith("model.language_model.layers.") for name in layers)
-    plain = [name for name, m in model.named_modules() if type(m) is nn.Linear]
+    plain = [name for name, m in model.named_modules() if type(m) in (nn.Linear, Linear)]
     assert {name.split(".")[1] if "." in name else name for name in plain} == {"visual", "lm_head"}
     state = next(iter(layers.values())).weight.quant_state
     assert (state.quant_type, state.blocksize, state.nested) == ("nf4", 64, True)
