@@ -77,6 +77,12 @@ class ChangedError(RefusedError):
     code = "changed"
 
 
+class DiskFullError(VlmtuneError):
+    """There is no room left to write to. Exit status 1."""
+
+    code = "disk_full"
+
+
 class DataError(VlmtuneError):
     """Data that cannot be used as it is. ``code`` is stable: quarantine names the fault by it.
 

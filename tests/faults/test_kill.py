@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 from collections import Counter
@@ -222,6 +223,29 @@ def test_a_full_disk_inside_a_save(world, tmp_path):
         check_wreck(run)
         assert leftovers(run) == []
         resume_and_compare(world, run)
+
+
+def test_a_disk_that_fills_up(world, tmp_path):
+    """20 real file systems, with room for 5 to 100 % of what the run needs."""
+    needed = sum(path.stat().st_blocks * 512 for path in (world.folder / "0").rglob("*"))
+    told = Counter()
+    for level in range(5, 101, 5):
+        run, disk = tmp_path / f"level-{level}", tmp_path / f"disk-{level}"
+        disk.mkdir()
+        ended = world.run(run, disk=str(disk), bytes=needed * level // 100)
+        if "PermissionError" in ended.said or "unshare" in ended.said:
+            pytest.skip("no file systems of one's own here (unshare, mount)")
+        assert ended.status == 0, (level, ended.said)
+        found = json.loads(ended.said)
+        assert found["wrong"] == [], level
+        assert found["left"] == [], level
+        if found["status"]:
+            assert re.search("No space left|room", found["told"]), found
+        told[found["status"]] += 1
+        assert everything(run) == world.reference
+        assert leftovers(run) == []
+        shutil.rmtree(run)
+    assert told[1] >= 12, told
 
 
 def test_a_state_that_is_not_put_back_is_seen(world, tmp_path):

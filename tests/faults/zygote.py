@@ -11,6 +11,7 @@ deletion, before and after. Their order is the same in every run.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -34,6 +35,8 @@ from vlmtune.runs import checkpoints as sealing
 from vlmtune.training import checkpoint, loop, saving, writing
 from vlmtune.training.distributed import strategy
 from vlmtune.verbs import merge, train
+
+NEW_USER, NEW_MOUNTS, REMOUNT = 0x10000000, 0x00020000, 32  # of Linux
 
 
 class Events:
@@ -170,6 +173,41 @@ def forget_optimizer() -> None:
     strategy.Strategy.restore = lambda *_: None
 
 
+def own_disk(place: str, size: int) -> None:
+    """A disk that this process alone sees, of so many bytes; asked again, it grows or shrinks."""
+    library = ctypes.CDLL(None, use_errno=True)
+    mounted, user, group = os.path.ismount(place), os.getuid(), os.getgid()
+    if not mounted:
+        if library.unshare(NEW_USER | NEW_MOUNTS):
+            raise OSError(ctypes.get_errno(), "unshare")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1", encoding="utf-8")
+        Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1", encoding="utf-8")
+    flags = REMOUNT if mounted else 0
+    if library.mount(b"tmpfs", place.encode(), b"tmpfs", flags, f"size={size}".encode()):
+        raise OSError(ctypes.get_errno(), "mount")
+
+
+def on_a_small_disk(job: dict[str, Any], out: Path) -> None:
+    """Train until the disk is full, look at what is left, and go on with room."""
+    place, run = job["disk"], f"{job['disk']}/run"
+    own_disk(place, job["bytes"])
+    recipe = tiny_recipe(Path(job["base"]), Path(job["data"]), **job["changes"])
+    told, status = "", 0
+    try:
+        train.train(recipe, run_dir=run)
+    except VlmtuneError as error:
+        told, status = str(error), error.exit_status
+    named = sealing.checkpoints(Path(run, "checkpoints"))
+    wrong = [fault for path in named for fault in sealing.faults(path)]
+    left = [path.name for path in Path(run, "checkpoints").rglob(".*")]
+    own_disk(place, 2**30)
+    train.train(recipe, run_dir=run, resume=True)
+    shutil.copytree(run, job["run"])
+    found = {"told": told, "status": status, "wrong": wrong, "left": left, "saved": len(named)}
+    (out / "stderr").write_text(json.dumps(found), encoding="utf-8")
+
+
 FORGET = {
     "random": forget_random,
     "sampler": forget_sampler,
@@ -196,7 +234,9 @@ def work(job: dict[str, Any], out: Path) -> None:
         FORGET[job["forget"]]()
     if "after" in job:
         later(job["after"], job["signal"], job.get("times", 1))
-    if "merge" in job:
+    if "disk" in job:
+        on_a_small_disk(job, out)
+    elif "merge" in job:
         merge.merge(job["merge"], job["out"])
     else:
         # Written behind the training, events would come in another order each time; a kill at some

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlmtune.errors import RunExistsError, UsageError
+from vlmtune.errors import DiskFullError, RunExistsError, UsageError
 from vlmtune.files import read_lines, write_json, write_text
 
 
@@ -122,6 +123,23 @@ class RunFolder:
             stream.write(f"process {os.getpid()} on {platform.node()}")
             stream.flush()
             yield
+
+    @contextmanager
+    def full_disk_told(self) -> Iterator[None]:
+        """Say in a sentence that there is no room to write.
+
+        Raises:
+            DiskFullError: Wherever in the run it is found.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DiskFullError(
+                f"{self.path}: {error}. Checkpoints that were saved are intact; make room and "
+                "continue with --resume"
+            ) from error
 
 
 LOCK = ".lock"

@@ -93,6 +93,7 @@ def train(
         RunExistsError: If the folder holds a run and ``resume`` is not set.
         ChangedError: If something changed since the run began.
         StoppedError: On a signal, after a checkpoint.
+        DiskFullError: What was saved before is intact.
     """
     if not isinstance(recipe, Recipe):
         items = [f"{name.replace('__', '.')}={value}" for name, value in overrides.items()]
@@ -101,7 +102,7 @@ def train(
     ranks = join()
     check_strategy(recipe, ranks.count)
     # The others neither write nor speak.
-    with folder.lock() if ranks.first else nullcontext():
+    with folder.full_disk_told(), folder.lock() if ranks.first else nullcontext():
         observer = observer if observer is not None and ranks.first else Observer()
         return _Run(recipe, folder, observer, ranks, profile).go(resume, allow_change)
 
