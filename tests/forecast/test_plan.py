@@ -37,6 +37,7 @@ from vlmtune.tuning.apply import apply_tuning
 from vlmtune.tuning.config import TuningConfig
 from vlmtune.verbs import plan as verb
 from vlmtune.verbs.plan import plan
+from vlmtune.verbs.start import recompute_activations
 
 CPU = torch.device("cpu")
 FP32 = TrainingConfig(precision="fp32")
@@ -67,7 +68,7 @@ def batch_of(base, data, rows):
 def prepared(model, tuning, family, config):
     tuned = apply_tuning(model, tuning, family.facts, base_id="b")
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     use_loss_head(model)
     model.train()
     return tuned

@@ -23,8 +23,9 @@ FEW_ROWS = 32  # below, oneDNN takes as long to begin as MKL takes in all
 SMALL = 2**20  # multiplications: below, what Python adds is more than what is gained
 CPU_FACTS = Path("/proc/cpuinfo")
 # Each number of rows has a kernel of its own, and every pack has its own number: of the 1,024 that
-# oneDNN keeps, a run would fill memory by 50 MB a step. It reads this at its first product.
-KERNELS_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# are kept, a run would fill memory by 50 MB a step. Two caches lie on each other, oneDNN's and, in
+# each thread, that of torch's way to it; both read their size at the first product.
+KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
 
 def speed_up(model: nn.Module) -> None:
@@ -35,7 +36,8 @@ def speed_up(model: nn.Module) -> None:
     """
     faster = onednn_is_faster()
     if faster:
-        os.environ.setdefault(*KERNELS_KEPT)
+        for name, count in KERNELS_KEPT.items():
+            os.environ.setdefault(name, count)
     for module in model.modules():
         if type(module) is nn.Linear and faster:
             module.__class__ = Linear
