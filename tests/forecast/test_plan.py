@@ -68,7 +68,7 @@ def batch_of(base, data, rows):
 def prepared(model, tuning, family, config):
     tuned = apply_tuning(model, tuning, family.facts, base_id="b")
     if config.gradient_checkpointing:
-        recompute_activations(model)
+        recompute_activations(model, model.get_submodule(family.facts.vision_tower))
     use_loss_head(model)
     model.train()
     return tuned
@@ -100,7 +100,10 @@ def measured(base, family, batch, tuning, config) -> tuple[int, int]:
     step()  # now the optimizer has its moments
     gc.collect()  # what checkpointing left behind must not be freed within the measurement
     moments = [each for state in optimizer.state.values() for each in state.values()]
-    held = {each.untyped_storage().data_ptr(): each for each in (*model.parameters(), *moments)}
+    held = {
+        each.untyped_storage().data_ptr(): each
+        for each in (*model.parameters(), *moments, *batch.inputs.values())
+    }
     size = sum(each.untyped_storage().nbytes() for each in held.values())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()

@@ -21,6 +21,7 @@ from vlmtune.training.compiling import compile_layers
 from vlmtune.tuning.apply import Tuned, apply_tuning, check_tuning, load_adapter
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -82,12 +83,23 @@ def load_start(
     )
 
 
-def recompute_activations(model: PreTrainedModel) -> None:
-    """Keep no activations within layers; the backward pass makes them again."""
+def recompute_activations(model: PreTrainedModel, tower: nn.Module) -> None:
+    """Keep no activations within layers; the backward pass makes them again.
+
+    Args:
+        model: With what trains in it.
+        tower: Its vision tower; frozen, it has no backward pass, and nothing to make again.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     model.activation_checkpointing_enable({"use_reentrant": False})
     # For adapters transformers lets all inputs ask for gradients, which reentrant checkpoints need.
     # A frozen vision tower would get a whole backward pass for nothing.
     model.disable_input_require_grads()
+    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        for layer in tower.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.gradient_checkpointing = False
 
 
 def tune(
@@ -107,7 +119,7 @@ def tune(
     if facts.segments and place_of(recipe)[0].type == "cuda":
         use_segments(model.get_submodule(facts.vision_tower))
     if recipe.training.gradient_checkpointing:
-        recompute_activations(model)
+        recompute_activations(model, model.get_submodule(facts.vision_tower))
     if recipe.training.compile:
         compile_layers(model, facts)
     return tuned
