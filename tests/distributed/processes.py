@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import queue
@@ -29,8 +30,14 @@ def together(count: int, work: Callable[[Ranks], Any]) -> dict[int, Any]:
         CONTEXT.Process(target=_child, args=(rank, count, port, work, results))
         for rank in range(count)
     ]
-    for process in children:
-        process.start()
+    # What earlier tests left, with threads behind it, a child would stumble over as it frees it.
+    gc.collect()
+    gc.freeze()
+    try:
+        for process in children:
+            process.start()
+    finally:
+        gc.unfreeze()
     try:
         return dict(results.get(timeout=LIMIT) for _ in children)
     except queue.Empty:
