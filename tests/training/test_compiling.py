@@ -16,7 +16,10 @@ from vlmtune.training.compiling import compile_layers
 from vlmtune.training.loss import summed_loss
 
 # Dynamo itself asks tensors within the model for their gradients.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),  # inductor's own imports
+]
 
 
 @pytest.fixture(scope="module")
