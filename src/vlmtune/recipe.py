@@ -172,6 +172,18 @@ class Recipe(Config):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def as_recipe(recipe: Recipe | str | Path, overrides: Mapping[str, Any]) -> Recipe:
+    """A recipe as the verbs' functions are given it.
+
+    Args:
+        recipe: A recipe, the name of a shipped one, or a YAML file.
+        overrides: Options with ``__`` for the dot, for a recipe that has to be loaded.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    return load_recipe(recipe, [f"{n.replace('__', '.')}={v}" for n, v in overrides.items()])
+
+
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 

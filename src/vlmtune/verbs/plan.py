@@ -28,7 +28,7 @@ from vlmtune.models.gptq import is_gptq
 from vlmtune.models.load import DTYPES, BaseSource
 from vlmtune.models.products import speed_up
 from vlmtune.models.quantize import plan_quantization, within
-from vlmtune.recipe import Recipe, load_recipe
+from vlmtune.recipe import Recipe, as_recipe
 from vlmtune.runs.resolve import fetch_base
 from vlmtune.training.distributed.sharding import units
 from vlmtune.training.prepare_rows import plan_rows
@@ -69,9 +69,7 @@ def plan(
         UsageError: If the recipe names no data, or nobody knows the device.
         RefusedError: If no row of the data can be trained.
     """
-    if not isinstance(recipe, Recipe):
-        items = [f"{name.replace('__', '.')}={value}" for name, value in overrides.items()]
-        recipe = load_recipe(recipe, items)
+    recipe = as_recipe(recipe, overrides)
     if devices < 1 or not 0 < mfu <= 1:
         raise UsageError("--devices: at least 1; --mfu: above 0, at most 1")
     observer = observer or Observer()

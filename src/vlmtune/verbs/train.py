@@ -21,7 +21,7 @@ from vlmtune.models.contract import Contract, make_contract
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
 from vlmtune.models.load import BaseSource
-from vlmtune.recipe import Recipe, load_recipe
+from vlmtune.recipe import Recipe, as_recipe
 from vlmtune.runs.best import best_checkpoint
 from vlmtune.runs.checkpoints import newest_good, step_of
 from vlmtune.runs.folder import RunFolder, commit, describe_environment
@@ -95,9 +95,7 @@ def train(
         StoppedError: On a signal, after a checkpoint.
         DiskFullError: What was saved before is intact.
     """
-    if not isinstance(recipe, Recipe):
-        items = [f"{name.replace('__', '.')}={value}" for name, value in overrides.items()]
-        recipe = load_recipe(recipe, items)
+    recipe = as_recipe(recipe, overrides)
     folder = RunFolder(run_dir or Path("runs") / recipe.name)
     ranks = join()
     check_strategy(recipe, ranks.count)
