@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from distributed.processes import together
 from vlmtune.training.distributed.dealing import deal
-from vlmtune.training.distributed.ranks import Ranks, join
+from vlmtune.training.distributed.ranks import Ranks, join, leave
 
 
 def gradients(ranks: Ranks):
@@ -57,3 +61,29 @@ def test_every_pack_is_dealt_once_and_the_hands_are_even(ranks):
 
 def test_more_processes_than_packs_leaves_some_without():
     assert deal([5, 7], 3) == [[1], [0], []]
+
+
+FUNCTIONAL = "torch.distributed.nn.functional"
+
+
+def threads_after(ranks: Ranks):
+    """Those of the connections that are left when they are closed."""
+    importlib.import_module(FUNCTIONAL)  # as transformers does, at any time
+    ranks.wait()
+    leave()
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_closed_connections_leave_no_thread(monkeypatch):
+    """A thread that drops a tensor while the interpreter ends aborts the process."""
+    monkeypatch.delitem(sys.modules, FUNCTIONAL, raising=False)
+    assert together(2, threads_after) == {0: [], 1: []}
+
+    def imported_late(ranks: Ranks):
+        importlib.reload(sys.modules[FUNCTIONAL])  # its defaults hold the group that is there now
+        return threads_after(ranks)
+
+    left = together(2, imported_late)
+    assert all(left.values())

@@ -7,6 +7,7 @@ step's own, however its packs were dealt.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -139,6 +140,10 @@ def join() -> Ranks:
         return Ranks()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if not dist.is_initialized():
+        # Its functions keep the group there is when it is first imported as a default for ever, and
+        # a group that is kept cannot be closed; transformers imports it sooner or later.
+        import torch.distributed.nn.functional  # noqa: F401
+
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(local)
@@ -149,10 +154,15 @@ def join() -> Ranks:
 
 
 def leave() -> None:
-    """Close the connections; after a fault of another process they may be broken already."""
+    """Close the connections; after a fault of another process they may be broken already.
+
+    Their threads end when nothing holds the groups any more. One that lets go of a tensor while the
+    interpreter ends would abort the process.
+    """
     if dist.is_initialized():
         with suppress(RuntimeError):
             dist.destroy_process_group()
+        gc.collect()  # a model that refers to itself may hold a group
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
