@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TASKS = ("formula", "line", "shapes", "spans")
 MOST_PATCHES = 2048
+FEW, UNLIKE = 16, 1.7  # rows of a batch worth having, and how much larger than the smallest one
 PROMPTS = {
     "formula": ("Read this formula aloud.", "Say this formula in words.", "How is this read?",
                 "Read the formula.", "What does the formula say?"),
@@ -47,6 +48,11 @@ class Row:
     page: np.ndarray
     prompt: str
     answer: str
+
+    @property
+    def patches(self) -> int:
+        """Patches of its picture."""
+        return self.page.shape[0] * self.page.shape[1] // PATCH**2
 
 
 class Rows:
@@ -127,11 +133,11 @@ class Collator:
     def batches(self, rows: Sequence[Row], most: int = MOST_PATCHES) -> list[Batch]:
         """Rows of like size together, up to ``most`` patches in a batch."""
         chunks: list[list[Row]] = []
-        for row in sorted(
-            rows, key=lambda row: (row.page.shape[0] * row.page.shape[1], row.answer)
-        ):
-            patches = row.page.shape[0] * row.page.shape[1] // PATCH**2
-            if not chunks or (len(chunks[-1]) + 1) * patches > most:
+        for row in sorted(rows, key=lambda row: (row.patches, row.answer)):
+            chunk = chunks[-1] if chunks else []
+            full = (len(chunk) + 1) * row.patches > most
+            padded = len(chunk) >= FEW and row.patches > UNLIKE * chunk[0].patches
+            if not chunk or full or padded:
                 chunks.append([])
             chunks[-1].append(row)
         return [self.batch(chunk) for chunk in chunks]
