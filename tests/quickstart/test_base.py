@@ -17,7 +17,7 @@ from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
 from vlmtune.models.load import BaseSource, load_model
 from vlmtune.quickstart.base import cache, pretrain
-from vlmtune.quickstart.base.cache import read_shard, write_shard
+from vlmtune.quickstart.base.cache import LARGE, read_shard, write_shard
 from vlmtune.quickstart.base.export import export
 from vlmtune.quickstart.base.model import BaseSize, batch_logits, build_model
 from vlmtune.quickstart.base.rows import Collator, Rows
@@ -37,16 +37,17 @@ def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "ROWS", 40)
-        for number in range(2):
+        for number in (0, 1, LARGE):
             write_shard(folder, number, split="pretraining", seed=1)
-        write_shard(folder, 0, split="held_out", seed=1)
+        for number in (0, LARGE):
+            write_shard(folder, number, split="held_out", seed=1)
     return folder
 
 
 @pytest.fixture
 def rows(shards):
     rows = Rows(3, (0.4, 0.2, 0.2, 0.2))
-    rows.take(read_shard(shards / "pretraining-00000.npz"))
+    rows.use([0], lambda number: read_shard(shards / f"pretraining-{number:05d}.npz"))
     return rows.step(1, 12, 0.0)
 
 
@@ -119,12 +120,28 @@ def test_no_answer_is_latex_and_no_formula_is_held_out(shards):
     assert "\\" not in "".join(words for shard in (*seen, held_out) for words in shard.said)
 
 
+def test_later_shards_have_larger_letters(shards):
+    def height(number):
+        return read_shard(shards / f"pretraining-{number:05d}.npz").shapes[:, 0].mean()
+
+    assert height(LARGE) > 1.1 * height(0)
+    assert abs(height(1) - height(0)) < 0.1 * height(0)
+
+
+def test_which_shards_a_step_reads():
+    assert pretrain.shards_of(0, 31) == range(2)
+    assert pretrain.shards_of(pretrain.LARGE_FROM - 1, 31) == range(31)
+    large = pretrain.shards_of(pretrain.LARGE_FROM, 31)
+    assert (large.start, len(large)) == (LARGE, pretrain.LARGE_SHARDS)
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):
     monkeypatch.setattr(pretrain, "BaseSize", lambda: SMALL)
     monkeypatch.setattr(pretrain, "ROWS", ((1, 8),))
     monkeypatch.setattr(pretrain, "HELD_OUT", 8)
     monkeypatch.setattr(pretrain, "SHARDS", 1)
-    common = ["--cache", str(shards), "--shards", "2"]
+    monkeypatch.setattr(pretrain, "LARGE_FROM", 3)
+    common = ["--cache", str(shards), "--shards", "1"]
 
     def weights(folder, *options):
         pretrain.main([str(tmp_path / folder), *common, *options])

@@ -17,6 +17,10 @@ from vlmtune.quickstart.pictures import Gray
 
 ROWS = 4000  # of one shard
 DPI = 100
+# Pixels of an em. At first small letters make rows cheap; but what is read of formulas of 22 pixels
+# is a quarter of what is read of 30, so the later shards, from LARGE on, have larger ones.
+LARGE = 31
+LETTERS, LARGE_LETTERS = (22, 30), (27, 36)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def write_shard(folder: Path, number: int, *, split: Split, seed: int) -> Path:
         if split_of(formula) != split:
             continue
         font = rng.choice(("cm", "cm", *get_args(Font)))
-        pixels = rng.uniform(22, 30)
+        pixels = rng.uniform(*(LARGE_LETTERS if number >= LARGE else LETTERS))
         picture = render(formula, size_points=pixels * 72 / DPI, dpi=DPI, padding=0, font=font)
         inks.append(255 - np.asarray(picture))
         texts.append((formula, said(tree)))

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vlmtune.quickstart.base.cache import read_shard, write_shard
+from vlmtune.formulas.notation import Split
+from vlmtune.quickstart.base.cache import LARGE, Shard, read_shard, write_shard
 from vlmtune.quickstart.base.export import export
 from vlmtune.quickstart.base.model import (
     BaseSize,
@@ -37,7 +38,9 @@ from vlmtune.quickstart.base.tokenizer import build_tokenizer
 ROWS = ((1, 48), (3000, 64), (10_000, 128))
 WARMUP = 50  # steps
 EASY, FULL = 500, 3000  # steps: the shortest rows alone, and from when on all
-SHARDS, STEPS_A_SHARD = 2, 80  # at the start, and until one more is taken up
+# Shards at the start and after the step from which on only those with large letters are read; and
+# the steps until one more is taken up.
+SHARDS, LARGE_FROM, LARGE_SHARDS, STEPS_A_SHARD = 2, 5863, 8, 80
 WEIGHTS = (0.6, 0.1, 0.05, 0.25)  # where things are takes many rows to learn
 HELD_OUT = 512
 # Share of the loss by which the eyes name what they see: with it single symbols are read after half
@@ -52,7 +55,7 @@ class Settings:
 
     Attributes:
         seed: Seed of weights and rows.
-        shards: Shards of formulas in all.
+        shards: Shards of formulas at most, of small and of large letters each.
         rate: Learning rate of the hidden matrices.
         other_rate: Learning rate of everything else.
         decay_steps: Steps at the end in which the rates fall to zero; 0 for none.
@@ -76,6 +79,14 @@ class Settings:
 def rows_of(step: int) -> int:
     """Rows of an optimizer step."""
     return [rows for start, rows in ROWS if step >= start][-1]
+
+
+def shards_of(step: int, most: int) -> range:
+    """Numbers of the shards that a step's formulas come from."""
+    if step < LARGE_FROM:
+        return range(min(most, SHARDS + step // STEPS_A_SHARD))
+    count = min(most, LARGE_SHARDS + (step - LARGE_FROM) // STEPS_A_SHARD)
+    return range(LARGE, LARGE + count)
 
 
 def ease_of(step: int) -> float:
@@ -127,11 +138,7 @@ class Run:
         """One optimizer step."""
         started = time.perf_counter()
         self.step += 1
-        wanted = min(self.settings.shards, SHARDS + self.step // STEPS_A_SHARD)
-        for number in range(self.rows.shards, wanted):
-            seed = self.settings.seed
-            path = write_shard(self.cache, number, split="pretraining", seed=seed)
-            self.rows.take(read_shard(path))
+        self.rows.use(shards_of(self.step, self.settings.shards), self._shard)
         rows = self.rows.step(self.step, rows_of(self.step), ease_of(self.step))
         batches = self.collator.batches(rows)
         labels = sum(len(batch.targets) for batch in batches)
@@ -146,6 +153,9 @@ class Run:
         self.masters.step(self.settings.factor(self.step))
         self.seen += len(rows)
         self.seconds += time.perf_counter() - started
+
+    def _shard(self, number: int, split: Split = "pretraining") -> Shard:
+        return read_shard(write_shard(self.cache, number, split=split, seed=self.settings.seed))
 
     def loss_by_task(self) -> dict[str, float]:
         """Mean loss of each task since the last call."""
@@ -178,9 +188,9 @@ class Run:
         return {name: round(sum(hits) / len(hits), 4) for name, hits in right.items() if hits}
 
     def _held_out_rows(self) -> list[Row]:
-        path = write_shard(self.cache, 0, split="held_out", seed=self.settings.seed)
         rows = Rows(self.settings.seed + 1, WEIGHTS)
-        rows.take(read_shard(path))
+        number = LARGE if self.step >= LARGE_FROM else 0
+        rows.use(range(number, number + 1), lambda number: self._shard(number, "held_out"))
         return rows.step(0, HELD_OUT, 0.0)
 
 

@@ -65,16 +65,13 @@ class Rows:
 
     def __init__(self, seed: int, weights: Sequence[float]) -> None:
         self._seed, self._weights = seed, tuple(weights)
-        self._shards: list[Shard] = []
+        self._shards: dict[int, Shard] = {}
 
-    def take(self, shard: Shard) -> None:
-        """Take up one more shard of formulas."""
-        self._shards.append(shard)
-
-    @property
-    def shards(self) -> int:
-        """How many shards are taken up."""
-        return len(self._shards)
+    def use(self, numbers: Sequence[int], read: Callable[[int], Shard]) -> None:
+        """Take formulas from these shards alone; ``read`` fetches those that are not here yet."""
+        if list(self._shards) != list(numbers):
+            here = self._shards
+            self._shards = {n: here[n] if n in here else read(n) for n in numbers}
 
     def step(self, number: int, count: int, ease: float) -> list[Row]:
         """The rows of an optimizer step.
@@ -107,8 +104,9 @@ class Rows:
         self, rng: random.Random, noise: np.random.Generator, ease: float
     ) -> tuple[np.ndarray, str]:
         longest = 3 + 40 * (1 - ease)
+        shards = list(self._shards.values())
         while True:
-            shard = self._shards[rng.randrange(len(self._shards))]
+            shard = shards[rng.randrange(len(shards))]
             row = rng.randrange(len(shard.said))
             if len(shard.said[row].split()) <= longest:
                 return worn(shard.picture(row), rng, noise), shard.said[row]
