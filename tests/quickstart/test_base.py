@@ -132,7 +132,7 @@ def test_which_shards_a_step_reads():
     assert pretrain.shards_of(0, 31) == range(2)
     assert pretrain.shards_of(pretrain.LARGE_FROM - 1, 31) == range(31)
     large = pretrain.shards_of(pretrain.LARGE_FROM, 31)
-    assert (large.start, len(large)) == (LARGE, pretrain.LARGE_SHARDS)
+    assert (large.start, len(large)) == (LARGE, pretrain.LARGE_SHARDS[0])
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):

@@ -105,16 +105,26 @@ def _named(shape: Shape) -> str:
 
 def spans(scene: Scene) -> str:
     """Where each shape reaches, in percent of the picture, in plain words."""
-    return " and ".join(_span(shape, scene) for shape in scene.shapes)
+    said = []
+    for shape in scene.shapes:
+        left, top, right, bottom = _percent(shape, scene)
+        said.append(
+            f"{shape.colour} {shape.kind} from {left} across {top} down "
+            f"to {right} across {bottom} down"
+        )
+    return " and ".join(said)
 
 
-def _span(shape: Shape, scene: Scene) -> str:
-    left, right = (min(99, round(100 * x / scene.width)) for x in shape.box[::2])
-    top, bottom = (min(99, round(100 * y / scene.height)) for y in shape.box[1::2])
-    return (
-        f"{shape.colour} {shape.kind} from {left:02d} across {top:02d} down "
-        f"to {right:02d} across {bottom:02d} down"
-    )
+def reach(shape: Shape, scene: Scene) -> str:
+    """Where one of them reaches, as ``left:04 top:29 right:25 bottom:50``."""
+    sides = zip(("left", "top", "right", "bottom"), _percent(shape, scene), strict=True)
+    return " ".join(f"{name}:{side}" for name, side in sides)
+
+
+def _percent(shape: Shape, scene: Scene) -> list[str]:
+    wholes = (scene.width, scene.height) * 2
+    shares = (round(100 * x / whole) for x, whole in zip(shape.box, wholes, strict=True))
+    return [f"{min(99, share):02d}" for share in shares]
 
 
 def _apart(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:

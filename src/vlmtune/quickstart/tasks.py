@@ -19,7 +19,7 @@ from vlmtune.formulas.notation import Split
 from vlmtune.quickstart.pictures import placed
 from vlmtune.quickstart.shapes import draw_scene, random_scene
 
-LETTER, DPI = 32, 100  # pixels of an em, pixels of an inch
+LETTER, DPI = 34, 100  # pixels of an em, pixels of an inch
 FORMULA_SEED = 11
 Picture = Image.Image
 Message = dict[str, str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -21,6 +22,9 @@ DPI = 100
 # is a quarter of what is read of 30, so the later shards, from LARGE on, have larger ones.
 LARGE = 31
 LETTERS, LARGE_LETTERS = (22, 30), (27, 36)
+# The last ones are what the quickstart shows: the typeface of papers, in its size and a little off.
+LAST = 60
+LAST_LETTERS = (32, 36)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,9 @@ def write_shard(folder: Path, number: int, *, split: Split, seed: int) -> Path:
         formula = latex(tree)
         if split_of(formula) != split:
             continue
-        font = rng.choice(("cm", "cm", *get_args(Font)))
-        pixels = rng.uniform(*(LARGE_LETTERS if number >= LARGE else LETTERS))
+        fonts: Sequence[Font] = ("cm", "cm", *get_args(Font)) if number < LAST else ("cm",)
+        font = rng.choice(fonts)
+        pixels = rng.uniform(*letters(number))
         picture = render(formula, size_points=pixels * 72 / DPI, dpi=DPI, padding=0, font=font)
         inks.append(255 - np.asarray(picture))
         texts.append((formula, said(tree)))
@@ -77,6 +82,13 @@ def write_shard(folder: Path, number: int, *, split: Split, seed: int) -> Path:
         )
     temporary.rename(path)
     return path
+
+
+def letters(number: int) -> tuple[float, float]:
+    """The smallest and the largest em of a shard, in pixels."""
+    if number >= LAST:
+        return LAST_LETTERS
+    return LARGE_LETTERS if number >= LARGE else LETTERS
 
 
 def read_shard(path: Path) -> Shard:

@@ -38,9 +38,9 @@ from vlmtune.quickstart.base.tokenizer import build_tokenizer
 ROWS = ((1, 48), (3000, 64), (10_000, 128))
 WARMUP = 50  # steps
 EASY, FULL = 500, 3000  # steps: the shortest rows alone, and from when on all
-# Shards at the start and after the step from which on only those with large letters are read; and
-# the steps until one more is taken up.
-SHARDS, LARGE_FROM, LARGE_SHARDS, STEPS_A_SHARD = 2, 5863, 8, 80
+SHARDS, STEPS_A_SHARD = 2, 80  # at the start, and until one more is taken up
+LARGE_FROM, LARGE_SHARDS = 5863, (8, 22)  # from when on only large letters; shards then and at last
+ASKS_FROM = 7400  # from when on shapes are asked for by name as well
 WEIGHTS = (0.6, 0.1, 0.05, 0.25)  # where things are takes many rows to learn
 HELD_OUT = 512
 # Share of the loss by which the eyes name what they see: with it single symbols are read after half
@@ -85,7 +85,8 @@ def shards_of(step: int, most: int) -> range:
     """Numbers of the shards that a step's formulas come from."""
     if step < LARGE_FROM:
         return range(min(most, SHARDS + step // STEPS_A_SHARD))
-    count = min(most, LARGE_SHARDS + (step - LARGE_FROM) // STEPS_A_SHARD)
+    first, last = LARGE_SHARDS
+    count = min(most, last, first + (step - LARGE_FROM) // STEPS_A_SHARD)
     return range(LARGE, LARGE + count)
 
 
@@ -139,6 +140,7 @@ class Run:
         started = time.perf_counter()
         self.step += 1
         self.rows.use(shards_of(self.step, self.settings.shards), self._shard)
+        self.rows.asks = self.step >= ASKS_FROM
         rows = self.rows.step(self.step, rows_of(self.step), ease_of(self.step))
         batches = self.collator.batches(rows)
         labels = sum(len(batch.targets) for batch in batches)
@@ -189,6 +191,7 @@ class Run:
 
     def _held_out_rows(self) -> list[Row]:
         rows = Rows(self.settings.seed + 1, WEIGHTS)
+        rows.asks = self.step >= ASKS_FROM
         number = LARGE if self.step >= LARGE_FROM else 0
         rows.use(range(number, number + 1), lambda number: self._shard(number, "held_out"))
         return rows.step(0, HELD_OUT, 0.0)

@@ -14,7 +14,7 @@ from vlmtune.quickstart.base.cache import Shard
 from vlmtune.quickstart.base.model import MERGE, PATCH, Batch
 from vlmtune.quickstart.lines import line_ink, random_line
 from vlmtune.quickstart.pictures import SIDE, worn
-from vlmtune.quickstart.shapes import Scene, described, draw_scene, random_scene, spans
+from vlmtune.quickstart.shapes import Scene, described, draw_scene, random_scene, reach, spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,6 +31,8 @@ PROMPTS = {
                "Which shapes are here?"),
     "spans": ("Describe exactly what is where.", "From where to where does each shape reach?"),
 }  # fmt: skip
+ASKED = ("How far does the {} reach?", "From where to where does the {} reach?",
+         "What place does the {} take?")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,15 @@ class Rows:
     Args:
         seed: Seed of the stream.
         weights: How often each of ``TASKS`` comes.
+
+    Attributes:
+        asks: Whether every other row of spans asks for one shape by its name.
     """
 
     def __init__(self, seed: int, weights: Sequence[float]) -> None:
         self._seed, self._weights = seed, tuple(weights)
         self._shards: dict[int, Shard] = {}
+        self.asks = False
 
     def use(self, numbers: Sequence[int], read: Callable[[int], Shard]) -> None:
         """Take formulas from these shards alone; ``read`` fetches those that are not here yet."""
@@ -98,6 +104,9 @@ class Rows:
             say: Callable[[Scene], str] = described if name == "shapes" else spans
             scene = random_scene(rng, 1 if rng.random() < ease else rng.choice((1, 2, 2, 3)))
             page, answer = draw_scene(scene), say(scene)
+            if self.asks and name == "spans" and rng.random() < 0.5:
+                shape = rng.choice(scene.shapes)
+                prompt, answer = rng.choice(ASKED).format(shape.kind), reach(shape, scene)
         return Row(task, page, prompt, answer)
 
     def _formula(
