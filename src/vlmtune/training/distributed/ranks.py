@@ -142,7 +142,7 @@ def join() -> Ranks:
     if not dist.is_initialized():
         # Its functions keep the group there is when it is first imported as a default for ever, and
         # a group that is kept cannot be closed; transformers imports it sooner or later.
-        import torch.distributed.nn.functional  # noqa: F401
+        import torch.distributed.nn.functional
 
         backend = "gloo"
         if torch.cuda.is_available():
