@@ -13,6 +13,7 @@ from vlmtune.batching.collate import pack
 from vlmtune.models import products
 from vlmtune.testing import tiny
 from vlmtune.training.loss import summed_loss
+from vlmtune.tuning import fused
 from vlmtune.tuning.apply import apply_tuning
 from vlmtune.tuning.config import TuningConfig
 from vlmtune.tuning.fused import FusedLora
@@ -167,15 +168,18 @@ def step(model, family, batch):
 
 
 @pytest.mark.usefixtures("everywhere")
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_fused_adapters_are_pefts(folder, monkeypatch, dropout):
+@pytest.mark.parametrize(("dropout", "merges"), [(0.0, True), (0.0, False), (0.3, None)])
+def test_fused_adapters_are_pefts(folder, monkeypatch, dropout, merges):
     from tiny_rows import encoder_of
+
+    if merges is not None:  # with dropout a weight that holds the adapter is another function
+        monkeypatch.setattr(fused, "_merges", lambda *_: merges)
 
     encoder = encoder_of(folder)
     batch = pack(encoder.family, [encoder.encode(row) for row in mixed_rows(4, seed=2)])
     model = tuned(folder, encoder.family, dropout, targets="all-linear")
-    fused = [module for module in model.modules() if type(module) is FusedLora]
-    assert fused
+    layers = [module for module in model.modules() if type(module) is FusedLora]
+    assert layers
     loss, gradients = step(model, encoder.family, batch)
     with monkeypatch.context() as stock:
         stock.setattr(products, "onednn_is_faster", lambda: False)
@@ -184,11 +188,46 @@ def test_fused_adapters_are_pefts(folder, monkeypatch, dropout):
     assert gradients.keys() == theirs.keys()
     same(list(gradients.values()), list(theirs.values()))
     # The control: another scaling is another gradient.
-    for module in fused:
+    for module in layers:
         module.scaling["default"] *= 1.01
     _, wrong = step(model, encoder.family, batch)
     with pytest.raises(AssertionError):
         same(list(wrong.values()), list(theirs.values()))
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_fused_adapters_in_bf16_are_nearer_the_truth(folder, monkeypatch):
+    """One rounding an output where peft has four; the control is peft's own distance."""
+    from tiny_rows import encoder_of
+
+    encoder = encoder_of(folder)
+    batch = pack(encoder.family, [encoder.encode(row) for row in mixed_rows(4, seed=2)])
+    model = tuned(folder, encoder.family, targets="all-linear")
+    with monkeypatch.context() as stock:
+        stock.setattr(products, "onednn_is_faster", lambda: False)
+        truth, exact = step(model, encoder.family, batch)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.bfloat16()
+
+    def apart():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, gradients = step(model, encoder.family, batch)
+        assert float(loss) == pytest.approx(float(truth), rel=5e-3)
+        assert all(gradient.dtype is torch.float32 for gradient in gradients.values())
+        mine, theirs = (torch.cat([g.flatten() for g in of.values()]) for of in (gradients, exact))
+        return float((mine - theirs).norm() / theirs.norm())
+
+    ours = apart()
+    assert 1e-4 < ours < 0.1
+    monkeypatch.setattr(products, "is_worth_in_bf16", lambda *_: False)
+    assert ours < apart()
+    # The control: another scaling is another gradient.
+    monkeypatch.undo()
+    for module in model.modules():
+        if type(module) is FusedLora:
+            module.scaling["default"] *= 1.5
+    assert apart() > 0.1
 
 
 @pytest.mark.usefixtures("everywhere")

@@ -86,6 +86,19 @@ def is_worth(inputs: Tensor, weight: Tensor) -> bool:
     )
 
 
+def is_worth_in_bf16(inputs: Tensor, weight: Tensor) -> bool:
+    """Whether products in bf16 on the CPU are worth fusing; one alone torch gives to oneDNN."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        onednn_is_faster()
+        and inputs.dtype is weight.dtype is torch.bfloat16
+        and inputs.device.type == weight.device.type == "cpu"
+        and inputs.numel() >= FEW_ROWS * inputs.shape[-1]
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
 class Linear(nn.Linear):
     """A linear layer whose large fp32 products on a CPU are oneDNN's, forward and backward."""
 

@@ -54,8 +54,9 @@ class FusedLora(LoraLinear):
 
     def _is_worth(self, x: Tensor, name: str) -> bool:
         first, second = self.lora_A[name], self.lora_B[name]
+        base = cast("Tensor", self.base_layer.weight)
         return (
-            products.is_worth(x, cast("Tensor", self.base_layer.weight))
+            (products.is_worth(x, base) or products.is_worth_in_bf16(x, base))
             and first.weight.dtype is second.weight.dtype is torch.float32
             and first.bias is second.bias is None
         )
@@ -75,12 +76,18 @@ class _Fused(torch.autograd.Function):
         second: Tensor,
         scaling: float,
     ) -> Tensor:
+        first, second = first.to(x.dtype), second.to(x.dtype)
         seen = _rows(x if dropped is None else dropped)
         inner = products.multiply(seen, first).mul_(scaling)  # (rows, rank)
-        base = products.multiply(_rows(x), weight, bias)
         ctx.save_for_backward(seen, inner, weight, first, second)
         ctx.scaling, ctx.apart = scaling, dropped is not None
-        return products.add_product(base, inner, second).view(*x.shape[:-1], weight.shape[0])
+        ctx.merged = not ctx.apart and _merges(seen, weight)
+        if ctx.merged:
+            output = products.multiply(_rows(x), _sum(weight, first, second, scaling), bias)
+        else:
+            base = products.multiply(_rows(x), weight, bias)
+            output = products.add_product(base, inner, second)
+        return output.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,15 +97,30 @@ class _Fused(torch.autograd.Function):
         of_inner = products.multiply(gradient, second.t()).mul_(ctx.scaling)
         of_x, of_dropped = None, None
         if ctx.needs_input_grad[0]:
-            of_x = products.multiply(gradient, weight.t())
-            if not ctx.apart:
+            whole = _sum(weight, first, second, ctx.scaling) if ctx.merged else weight
+            of_x = products.multiply(gradient, whole.t())
+            if not ctx.apart and not ctx.merged:
                 of_x = products.add_product(of_x, of_inner, first.t())
             of_x = of_x.view(shape)
         if ctx.needs_input_grad[1]:
             of_dropped = products.multiply(of_inner, first.t()).view(shape)
-        of_first = products.multiply(of_inner.t(), seen.t()) if ctx.needs_input_grad[4] else None
-        of_second = products.multiply(gradient.t(), inner.t()) if ctx.needs_input_grad[5] else None
+        # The first factor is copied where it lies across: the smaller one is.
+        of_first = products.multiply(of_inner.t(), seen.t()).float()
+        of_second = products.multiply(inner.t(), gradient.t()).float().t()
         return of_x, of_dropped, None, None, of_first, of_second, None
+
+
+def _merges(rows: Tensor, weight: Tensor) -> bool:
+    """Whether adding the adapter to the weight takes less than taking each row through it.
+
+    Not in bf16: what an adapter adds to a weight is less than the weight's last bit there.
+    """
+    outer, inner = weight.shape
+    return weight.dtype is torch.float32 and len(rows) * (outer + inner) > 2 * outer * inner
+
+
+def _sum(weight: Tensor, first: Tensor, second: Tensor, scaling: float) -> Tensor:
+    return products.add_product(weight, second * scaling, first.t())
 
 
 def _rows(tensor: Tensor) -> Tensor:
