@@ -11,6 +11,7 @@ of all steps must agree to 1e-5, or the system's row is void.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -19,7 +20,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, fault_of, machine, middle, pinned, run_child, table, write_result
+from common import (
+    REPOSITORY,
+    RESULTS,
+    fault_of,
+    machine,
+    middle,
+    pinned,
+    run_child,
+    table,
+    write_result,
+)
 from environments import HERE, PEERS, interpreter, make
 from material import BATCH, SEED, formula_rows, make_material
 
@@ -172,6 +183,8 @@ def main() -> None:
     result |= {name: vars(asked)[name] for name in ("vocabulary", "rows", "seed", "core")}
     result["data"] = "formulas drawn by vlmtune" if asked.data is None else asked.data.name
     systems: dict[str, Any] = {}
+    # As it is where pip installed it, and as the others are: nobody compiles in every run.
+    compileall.compile_dir(REPOSITORY / "src", quiet=1)
     for name in asked.systems:
         fault = make(asked.environments, name) if name in PEERS else None
         systems[name] = {"void": f"did not install, because {fault}"} if fault else []

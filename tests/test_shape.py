@@ -21,7 +21,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "vlmtune"
 LAYERS = (
     ("errors",),
     ("config",),
-    ("files",),
+    ("files", "garbage"),
     ("fetch", "hub"),
     ("formulas",),
     ("data",),

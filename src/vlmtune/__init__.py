@@ -30,9 +30,9 @@ def __getattr__(name: str) -> Any:
     """Load a verb when it is first used: ``import vlmtune`` alone loads nothing heavy."""
     if name not in __all__:
         raise AttributeError(f"module 'vlmtune' has no attribute {name!r}")
-    from importlib import import_module
+    from vlmtune import api
 
-    return vars(import_module("vlmtune.api"))[name]
+    return api.verb(name)
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmtune.cli.output import Debug, Json, errors, finish
+from vlmtune.garbage import without_collecting
 
 SEVERAL = "Several devices"
 WORKER = "vlmtune.cli.worker"
@@ -64,7 +65,8 @@ def train(  # noqa: PLR0913
 
             result = train_together(loaded, launch, WORKER, debug=debug, **options)
         else:
-            from vlmtune.verbs.train import train as start
+            with without_collecting():
+                from vlmtune.verbs.train import train as start
 
             with observing(loaded.training.log_steps) as observer:
                 result = start(loaded, observer=observer, **options)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vlmtune.cli.output import listening
 from vlmtune.errors import VlmtuneError
+from vlmtune.garbage import without_collecting
 from vlmtune.training.distributed.launcher import Outcomes, end_with
 
 
@@ -31,7 +32,9 @@ def main() -> None:
     with left(outcomes, rank, debug=debug):
         from vlmtune.cli.progress import observing
         from vlmtune.recipe import load_recipe
-        from vlmtune.verbs.train import train
+
+        with without_collecting():
+            from vlmtune.verbs.train import train
 
         recipe = load_recipe(folder / "recipe.yaml")
         if rank > 0:

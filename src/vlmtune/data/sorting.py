@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from vlmtune.data.columns import array_of
 from vlmtune.data.quarantine import Quarantine, entry_line
 from vlmtune.data.records import FieldError, Record
 from vlmtune.data.rows import SCHEMA, conversation_to_row, row_digest, row_to_conversation
@@ -86,8 +87,8 @@ class Sorter:
             self.splits.append(row.split)
             self.groups.add(row.images)
         if any(name != row.id for row, name in zip(kept, names, strict=True)):
-            batch = batch.set_column(0, SCHEMA.field("id"), pa.array(names, pa.string()))
-            batch = batch.filter(pa.array([name is not None for name in names]))
+            batch = batch.set_column(0, SCHEMA.field("id"), array_of(names, pa.string()))
+            batch = batch.filter(array_of([name is not None for name in names], pa.bool_()))
         self._writer.add_batch(batch, digests)
 
 

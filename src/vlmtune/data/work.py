@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from vlmtune.data.build import Builder
+from vlmtune.data.columns import batch_of
 from vlmtune.data.formats import FORMATS
 from vlmtune.data.options import PrepareOptions
 from vlmtune.data.quarantine import entry_line
@@ -111,7 +112,7 @@ class _Building:
     bytes: int = 0
 
     def result(self, *, last: bool) -> Result:
-        return Result(self.outcomes, pa.RecordBatch.from_pylist(self.rows, schema=SCHEMA), last)
+        return Result(self.outcomes, batch_of(self.rows, SCHEMA), last)
 
 
 class RowWork:

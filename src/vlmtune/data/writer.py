@@ -14,6 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmtune.data.columns import array_of, batch_of
 from vlmtune.data.conversation import Conversation
 from vlmtune.data.dataset import FORMAT_VERSION, DataFile, DatasetInfo, sha256_of
 from vlmtune.data.rows import SCHEMA, conversation_to_row, image_digests, row_digest
@@ -92,7 +93,7 @@ class DatasetWriter:
 
     def _flush(self) -> None:
         if self._pending:
-            self._stream.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA))
+            self._stream.write_batch(batch_of(self._pending, SCHEMA))
         self._pending = []
 
     def finish(
@@ -120,7 +121,9 @@ class DatasetWriter:
                     chosen = (
                         self._digests[row] for row, ok in zip(positions, mask, strict=True) if ok
                     )
-                    writer.add(pa.Table.from_batches([batch.filter(pa.array(mask))]), chosen)
+                    writer.add(
+                        pa.Table.from_batches([batch.filter(array_of(mask, pa.bool_()))]), chosen
+                    )
         self._waiting.unlink()
         files = [file for writer in writers.values() for file in writer.close()]
         fingerprints = {name: writer.digest.hexdigest() for name, writer in writers.items()}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
-from sacrebleu.metrics.bleu import BLEU
 
 from vlmtune.evaluation.metric import Array, Metric, mean_of, of_row, of_sums
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU
 
 ANLS_THRESHOLD = 0.5
 BLEU_ORDER = 4
@@ -56,12 +59,17 @@ def _cer(sums: Array) -> Array:
     return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1.0))
 
 
-_SENTENCE_BLEU = BLEU(tokenize="13a", effective_order=True)  # only its counts are used
+@cache
+def _sentence_bleu() -> BLEU:
+    """Only its counts are used. Its package is not imported where nothing is judged by it."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(tokenize="13a", effective_order=True)
 
 
 def _bleu_statistics(prediction: str, references: Sequence[str]) -> tuple[float, ...]:
     """Lengths of prediction and closest reference, matched n-grams, all n-grams: 2 + 4 + 4."""
-    score = _SENTENCE_BLEU.sentence_score(prediction, list(references))
+    score = _sentence_bleu().sentence_score(prediction, list(references))
     return tuple(map(float, (score.sys_len, score.ref_len, *score.counts, *score.totals)))
 
 

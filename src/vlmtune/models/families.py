@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmtune.errors import ModelError
+from vlmtune.garbage import without_collecting
 from vlmtune.models.family import Family
 from vlmtune.models.folder import load_config, read_json
 from vlmtune.models.gemma3 import Gemma3
@@ -58,6 +59,7 @@ def family_class(model_type: str) -> type[Family]:
     )
 
 
+@without_collecting()
 def load_family(folder: str, backend: str = "pil") -> Family:
     """Bind the family of a model folder to its parts, without loading weights.
 

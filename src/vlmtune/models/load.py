@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from vlmtune.config import Config
 from vlmtune.errors import ModelError, UsageError
+from vlmtune.garbage import without_collecting
 from vlmtune.hub import Hub
 from vlmtune.models import attention
 from vlmtune.models.classes import know_classes_of
@@ -122,6 +123,7 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+@without_collecting()
 def load_model(
     folder: Path,
     *,

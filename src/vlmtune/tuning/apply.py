@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmtune.errors import ModelError, RecipeError
+from vlmtune.garbage import without_collecting
 from vlmtune.models.family import FamilyFacts
 from vlmtune.models.products import speed_up
 from vlmtune.models.quantize import bitsandbytes_unseen
@@ -67,6 +68,7 @@ def check_tuning(model: PreTrainedModel, config: TuningConfig, facts: FamilyFact
     return targets
 
 
+@without_collecting()
 def apply_tuning(
     model: PreTrainedModel, config: TuningConfig, facts: FamilyFacts, *, base_id: str
 ) -> Tuned:
@@ -132,6 +134,7 @@ def _speed_up(model: PreTrainedModel) -> None:
     fuse(model)
 
 
+@without_collecting()
 def load_adapter(
     model: PreTrainedModel,
     folder: Path,
