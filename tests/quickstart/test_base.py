@@ -17,11 +17,12 @@ from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
 from vlmtune.models.load import BaseSource, load_model
 from vlmtune.quickstart.base import cache, pretrain
-from vlmtune.quickstart.base.cache import LARGE, read_shard, write_shard
+from vlmtune.quickstart.base.cache import LARGE, LAST, read_shard, write_shard
 from vlmtune.quickstart.base.export import export
 from vlmtune.quickstart.base.model import BaseSize, batch_logits, build_model
 from vlmtune.quickstart.base.rows import Collator, Rows
 from vlmtune.quickstart.base.tokenizer import build_tokenizer, latex_pieces, spoken_words
+from vlmtune.quickstart.shapes import SHAPES
 from vlmtune.training.loss import label_logits
 
 SMALL = BaseSize(hidden=64, layers=2, intermediate=96, vision_width=64, vision_layers=2)
@@ -37,9 +38,9 @@ def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "ROWS", 40)
-        for number in (0, 1, LARGE):
+        for number in (0, 1, LARGE, LAST):
             write_shard(folder, number, split="pretraining", seed=1)
-        for number in (0, LARGE):
+        for number in (0, LARGE, LAST):
             write_shard(folder, number, split="held_out", seed=1)
     return folder
 
@@ -132,7 +133,22 @@ def test_which_shards_a_step_reads():
     assert pretrain.shards_of(0, 31) == range(2)
     assert pretrain.shards_of(pretrain.LARGE_FROM - 1, 31) == range(31)
     large = pretrain.shards_of(pretrain.LARGE_FROM, 31)
-    assert (large.start, len(large)) == (LARGE, pretrain.LARGE_SHARDS[0])
+    assert (large[0], len(large)) == (LARGE, pretrain.LARGE_SHARDS[0])
+    assert len(pretrain.shards_of(10**6, 31)) == pretrain.LARGE_SHARDS[1]
+    last = pretrain.shards_of(10**6, 31, last=True)
+    assert (last[0], min(last), len(last)) == (LAST, LARGE, sum(pretrain.LAST_SHARDS))
+
+
+def test_shapes_are_asked_for_by_name():
+    def answers(asks):
+        rows = Rows(3, (0, 0, 0, 1))
+        rows.asks = asks
+        return {row.prompt: row.answer for row in rows.step(1, 60, 0.0)}
+
+    asked = {prompt: said for prompt, said in answers(asks=True).items() if said[:5] == "left:"}
+    assert asked
+    assert all(any(f"the {kind} " in prompt for kind in SHAPES) for prompt in asked)
+    assert not [said for said in answers(asks=False).values() if said[:5] == "left:"]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):

@@ -18,6 +18,7 @@ from vlmtune.quickstart.shapes import (
     described,
     draw_scene,
     random_scene,
+    reach,
     spans,
 )
 
@@ -88,6 +89,7 @@ def test_shapes_are_said_as_they_lie():
     assert spans(scene).startswith(
         "orange ring from 10 across 10 down to 40 across 25 down and blue"
     )
+    assert reach(scene.shapes[1], scene) == "left:60 top:15 right:90 bottom:30"
 
 
 def test_scenes_repeat_and_do_not_overlap():

@@ -8,13 +8,13 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vlmtune.errors import UsageError
-from vlmtune.formulas import Font, formulas, render
+from vlmtune.formulas import formulas, render
 from vlmtune.formulas.notation import Split
 from vlmtune.quickstart.pictures import placed
 from vlmtune.quickstart.shapes import draw_scene, random_scene
@@ -41,10 +41,9 @@ class Task:
 
 def _formulas(count: int, held_out: bool) -> Iterator[tuple[Picture, dict[str, Any]]]:
     split: Split = "held_out" if held_out else "training"
-    for number, formula in enumerate(formulas(count, FORMULA_SEED, split=split)):
-        font = get_args(Font)[number % len(get_args(Font))]
+    for formula in formulas(count, FORMULA_SEED, split=split):
         size = LETTER * 72 / DPI
-        ink = 255 - np.asarray(render(formula, size_points=size, dpi=DPI, padding=0, font=font))
+        ink = 255 - np.asarray(render(formula, size_points=size, dpi=DPI, padding=0, font="cm"))
         yield Image.fromarray(255 - placed(ink)), _answered(FORMULA_PROMPT, formula)
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from vlmtune.formulas.notation import Split
-from vlmtune.quickstart.base.cache import LARGE, Shard, read_shard, write_shard
+from vlmtune.quickstart.base.cache import LARGE, LAST, Shard, read_shard, write_shard
 from vlmtune.quickstart.base.export import export
 from vlmtune.quickstart.base.model import (
     BaseSize,
@@ -40,6 +40,7 @@ WARMUP = 50  # steps
 EASY, FULL = 500, 3000  # steps: the shortest rows alone, and from when on all
 SHARDS, STEPS_A_SHARD = 2, 80  # at the start, and until one more is taken up
 LARGE_FROM, LARGE_SHARDS = 5863, (8, 22)  # from when on only large letters; shards then and at last
+LAST_SHARDS = (12, 4)  # while the rates fall: of the quickstart's kind, and of all
 ASKS_FROM = 7400  # from when on shapes are asked for by name as well
 WEIGHTS = (0.6, 0.1, 0.05, 0.25)  # where things are takes many rows to learn
 HELD_OUT = 512
@@ -71,9 +72,13 @@ class Settings:
 
     def factor(self, step: int) -> float:
         """Share of the learning rates that a step uses."""
-        if self.decay_steps and step > self.decay_start:
+        if self.decays(step):
             return max(0.0, 1 - (step - self.decay_start) / self.decay_steps)
         return min(1.0, step / WARMUP)
+
+    def decays(self, step: int) -> bool:
+        """Whether the rates fall at a step."""
+        return self.decay_steps > 0 and step > self.decay_start
 
 
 def rows_of(step: int) -> int:
@@ -81,12 +86,21 @@ def rows_of(step: int) -> int:
     return [rows for start, rows in ROWS if step >= start][-1]
 
 
-def shards_of(step: int, most: int) -> range:
-    """Numbers of the shards that a step's formulas come from."""
+def shards_of(step: int, most: int, *, last: bool = False) -> Sequence[int]:
+    """Numbers of the shards that a step's formulas come from.
+
+    Args:
+        step: The step.
+        most: Shards of a kind at most.
+        last: Whether the rates fall already.
+    """
+    if last:
+        own, others = (min(most, count) for count in LAST_SHARDS)
+        return [*range(LAST, LAST + own), *range(LARGE, LARGE + others)]
     if step < LARGE_FROM:
         return range(min(most, SHARDS + step // STEPS_A_SHARD))
-    first, last = LARGE_SHARDS
-    count = min(most, last, first + (step - LARGE_FROM) // STEPS_A_SHARD)
+    first, final = LARGE_SHARDS
+    count = min(most, final, first + (step - LARGE_FROM) // STEPS_A_SHARD)
     return range(LARGE, LARGE + count)
 
 
@@ -139,7 +153,8 @@ class Run:
         """One optimizer step."""
         started = time.perf_counter()
         self.step += 1
-        self.rows.use(shards_of(self.step, self.settings.shards), self._shard)
+        shards = shards_of(self.step, self.settings.shards, last=self.settings.decays(self.step))
+        self.rows.use(shards, self._shard)
         self.rows.asks = self.step >= ASKS_FROM
         rows = self.rows.step(self.step, rows_of(self.step), ease_of(self.step))
         batches = self.collator.batches(rows)
@@ -193,6 +208,8 @@ class Run:
         rows = Rows(self.settings.seed + 1, WEIGHTS)
         rows.asks = self.step >= ASKS_FROM
         number = LARGE if self.step >= LARGE_FROM else 0
+        if self.settings.decay_steps:
+            number = LAST
         rows.use(range(number, number + 1), lambda number: self._shard(number, "held_out"))
         return rows.step(0, HELD_OUT, 0.0)
 
