@@ -145,10 +145,10 @@ def test_shapes_are_asked_for_by_name():
         rows.asks = asks
         return {row.prompt: row.answer for row in rows.step(1, 60, 0.0)}
 
-    asked = {prompt: said for prompt, said in answers(asks=True).items() if said[:5] == "left:"}
+    asked = {prompt: said for prompt, said in answers(0.5).items() if said[:5] == "left:"}
     assert asked
     assert all(any(f"the {kind} " in prompt for kind in SHAPES) for prompt in asked)
-    assert not [said for said in answers(asks=False).values() if said[:5] == "left:"]
+    assert not [said for said in answers(0.0).values() if said[:5] == "left:"]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):

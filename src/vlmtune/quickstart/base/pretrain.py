@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,12 +41,15 @@ EASY, FULL = 500, 3000  # steps: the shortest rows alone, and from when on all
 SHARDS, STEPS_A_SHARD = 2, 80  # at the start, and until one more is taken up
 LARGE_FROM, LARGE_SHARDS = 5863, (8, 22)  # from when on only large letters; shards then and at last
 LAST_SHARDS = (12, 4)  # while the rates fall: of the quickstart's kind, and of all
-ASKS_FROM = 7400  # from when on shapes are asked for by name as well
+# Share of the spans that ask for one shape by its name, from which step on: finding it by its name
+# takes longer to learn than saying where it is.
+ASKS = ((0, 0.0), (7400, 0.5), (9300, 0.8))
 WEIGHTS = (0.6, 0.1, 0.05, 0.25)  # where things are takes many rows to learn
 HELD_OUT = 512
 # Share of the loss by which the eyes name what they see: with it single symbols are read after half
 # as many steps. What stands in no place (the numbers of spans) is not named.
 NAMING = 1.5
+_Number = TypeVar("_Number", int, float)
 NAMED = torch.tensor([name != "spans" for name in TASKS])
 
 
@@ -81,9 +84,14 @@ class Settings:
         return self.decay_steps > 0 and step > self.decay_start
 
 
+def _at(schedule: Sequence[tuple[int, _Number]], step: int) -> _Number:
+    """What holds at a step."""
+    return [value for start, value in schedule if step >= start][-1]
+
+
 def rows_of(step: int) -> int:
     """Rows of an optimizer step."""
-    return [rows for start, rows in ROWS if step >= start][-1]
+    return _at(ROWS, step)
 
 
 def shards_of(step: int, most: int, *, last: bool = False) -> Sequence[int]:
@@ -155,7 +163,7 @@ class Run:
         self.step += 1
         shards = shards_of(self.step, self.settings.shards, last=self.settings.decays(self.step))
         self.rows.use(shards, self._shard)
-        self.rows.asks = self.step >= ASKS_FROM
+        self.rows.asks = _at(ASKS, self.step)
         rows = self.rows.step(self.step, rows_of(self.step), ease_of(self.step))
         batches = self.collator.batches(rows)
         labels = sum(len(batch.targets) for batch in batches)
@@ -206,7 +214,7 @@ class Run:
 
     def _held_out_rows(self) -> list[Row]:
         rows = Rows(self.settings.seed + 1, WEIGHTS)
-        rows.asks = self.step >= ASKS_FROM
+        rows.asks = _at(ASKS, self.step)
         number = LARGE if self.step >= LARGE_FROM else 0
         if self.settings.decay_steps:
             number = LAST

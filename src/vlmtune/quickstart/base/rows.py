@@ -65,13 +65,13 @@ class Rows:
         weights: How often each of ``TASKS`` comes.
 
     Attributes:
-        asks: Whether every other row of spans asks for one shape by its name.
+        asks: Share of the rows of spans that ask for one shape by its name.
     """
 
     def __init__(self, seed: int, weights: Sequence[float]) -> None:
         self._seed, self._weights = seed, tuple(weights)
         self._shards: dict[int, Shard] = {}
-        self.asks = False
+        self.asks = 0.0
 
     def use(self, numbers: Sequence[int], read: Callable[[int], Shard]) -> None:
         """Take formulas from these shards alone; ``read`` fetches those that are not here yet."""
@@ -104,7 +104,7 @@ class Rows:
             say: Callable[[Scene], str] = described if name == "shapes" else spans
             scene = random_scene(rng, 1 if rng.random() < ease else rng.choice((1, 2, 2, 3)))
             page, answer = draw_scene(scene), say(scene)
-            if self.asks and name == "spans" and rng.random() < 0.5:
+            if self.asks and name == "spans" and rng.random() < self.asks:
                 shape = rng.choice(scene.shapes)
                 prompt, answer = rng.choice(ASKED).format(shape.kind), reach(shape, scene)
         return Row(task, page, prompt, answer)
