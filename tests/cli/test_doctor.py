@@ -154,11 +154,16 @@ def test_a_fault_is_status_1(command, monkeypatch):
 def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
     limit.write_text("max\n", encoding="utf-8")
-    monkeypatch.setattr(machines, "LIMITS", (limit,))
+    monkeypatch.setattr(machines, "LIMITS", ((limit, "taken", "inactive_file"),))
     whole = machines._memory()
     limit.write_text(f"{2**29}\n", encoding="utf-8")
     assert machines._memory() == (2**29, 2**29)
     assert whole[0] > 2**29
+    # What others in it have taken is not there, but for what is given back when it is needed.
+    (tmp_path / "taken").write_text(f"{2**28}\n", encoding="utf-8")
+    assert machines.available_memory() == 2**28
+    (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {2**27}\nslab 9\n")
+    assert machines.available_memory() == 2**28 + 2**27
 
 
 # The network

@@ -26,3 +26,6 @@ def test_for_people(command, make_recipe, tmp_path):
     assert shown.status == 0
     for words in ("parameters: vision", "memory of 8 × h200, ddp", "time: ", "fits: "):
         assert words in shown.out
+    assert "images: looked at in every epoch: each of several processes" in shown.out
+    alone = command("plan", file, "--device", "h200")
+    assert "images: 24, each looked at once, not 1.2 times; " in alone.out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 import typer.main
 
 import vlmtune
@@ -31,6 +33,13 @@ VERBS = [
     "serve",
     "train",
 ]
+
+TINY = {
+    "name": "tiny",
+    "model": {"base": "BASE"},
+    "training": {"max_steps": 1, "batch_size": 2, "precision": "fp32"},
+    "evaluation": {"before": False, "after": False},
+}
 
 # Names that Python or a package of ours has already.
 COMMANDS = {"evaluate": "eval", "list_runs": "runs"}
@@ -221,3 +230,53 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "numpy"
+
+
+# What a training run has no use for; pandas comes with pyarrow's ``array`` and ``read_table``.
+NEEDLESS = (
+    "pandas",
+    "datasets",
+    "sacrebleu",
+    "lxml",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "fastapi",
+    "uvicorn",
+    "tensorboard",
+    "vlmtune.serving",
+    "vlmtune.checking",
+    "vlmtune.verbs.merge",
+    "vlmtune.forecast.shadow",
+)
+VERB = """
+import sys
+from pathlib import Path
+import vlmtune
+prepare, train = vlmtune.prepare, vlmtune.train
+{more}
+print(" ".join(name for name in {needless!r} if name in sys.modules))
+"""
+
+
+def loaded(more=""):
+    code = VERB.format(more=more, needless=NEEDLESS)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_training_loads_nothing_that_it_does_not_need():
+    assert loaded() == []
+    # Negative control: what another verb loads is seen by the same words.
+    assert loaded("vlmtune.merge, vlmtune.check").count("vlmtune.checking") == 1
+
+
+@pytest.mark.slow
+def test_neither_does_a_whole_run(tiny_base, formula_table, tmp_path):
+    run = f"""
+prepare({str(formula_table)!r}, {str(tmp_path / "data")!r})
+recipe = Path({str(tmp_path / "tiny.yaml")!r})
+recipe.write_text({json.dumps(TINY)!r}.replace("BASE", {str(tiny_base)!r}))
+train(recipe, run_dir={str(tmp_path / "run")!r}, data__path={str(tmp_path / "data")!r})
+"""
+    assert loaded(run) == []

@@ -20,12 +20,13 @@ from vlmtune.errors import RefusedError, UsageError
 from vlmtune.forecast.devices import DEVICES
 from vlmtune.forecast.needs import Held, exchanged, memory, pace
 from vlmtune.forecast.shadow import Traced, hollow, trace_step
-from vlmtune.forecast.work import Work
+from vlmtune.forecast.work import VISION, Work
 from vlmtune.models import attention
 from vlmtune.models.contract import BaseModelIdentity, make_contract
 from vlmtune.models.empty import empty_model
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
+from vlmtune.models.features import FEATURES
 from vlmtune.models.head import use_loss_head
 from vlmtune.models.load import load_model
 from vlmtune.models.products import speed_up
@@ -43,7 +44,6 @@ CPU = torch.device("cpu")
 FP32 = TrainingConfig(precision="fp32")
 LORA = TuningConfig(rank=8, dropout=0.1)
 FULL = TuningConfig(method="full")
-CHECKPOINTING = FP32.model_copy(update={"gradient_checkpointing": True})
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +65,27 @@ def batch_of(base, data, rows):
     return family, pack(family, [encoder.encode(split[number]) for number in range(rows)])
 
 
-def prepared(model, tuning, family, config):
+def prepared(model, tuning, family, again):
     tuned = apply_tuning(model, tuning, family.facts, base_id="b")
-    if config.gradient_checkpointing:
-        recompute_activations(model, model.get_submodule(family.facts.vision_tower))
+    recompute_activations(model, model.get_submodule(family.facts.vision_tower), again)
     use_loss_head(model)
     model.train()
     return tuned
 
 
-def forecast(base, family, batch, tuning, config) -> Traced:
+def forecast(base, family, batch, tuning, again="nothing") -> Traced:
     model = empty_model(base)
     model.set_attn_implementation(attention.register())
     speed_up(model)
-    tuned = prepared(model, tuning, family, config)
+    tuned = prepared(model, tuning, family, again)
     hollow(model, torch.float32)
-    return trace_step(tuned, family, batch, config, several=False, gpu=False)
+    return trace_step(tuned, family, batch, FP32, several=False, gpu=False)
 
 
-def measured(base, family, batch, tuning, config) -> tuple[int, int]:
+def measured(base, family, batch, tuning, again) -> tuple[int, int]:
     """Peak of a real step's tensors, weights included, and torch's own count of its FLOPs."""
     model = load_model(base, dtype=torch.float32, device=CPU)
-    tuned = prepared(model, tuning, family, config)
+    tuned = prepared(model, tuning, family, again)
     optimizer = torch.optim.AdamW(tuned.trainable().values(), fused=True)
 
     def step() -> None:
@@ -127,33 +126,33 @@ def _pointwise(inputs, *_, out_shape=None, **__):
 
 
 @pytest.mark.parametrize(
-    ("family_name", "rows", "tuning", "config"),
+    ("family_name", "rows", "tuning", "again"),
     [
-        pytest.param("qwen2_vl", 4, LORA, FP32, id="lora"),
-        pytest.param("qwen2_vl", 4, FULL, FP32, id="full", marks=pytest.mark.slow),
-        pytest.param("qwen2_vl", 4, LORA, CHECKPOINTING, id="again", marks=pytest.mark.slow),
-        pytest.param("idefics3", 1, LORA, FP32, id="tiles", marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", 4, LORA, "nothing", id="lora"),
+        pytest.param("qwen2_vl", 4, FULL, "nothing", id="full", marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", 4, LORA, "all", id="again", marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", 4, FULL, "vision", id="tower again", marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", 4, FULL, "language", id="layers again", marks=pytest.mark.slow),
+        pytest.param("idefics3", 1, LORA, "nothing", id="tiles", marks=pytest.mark.slow),
     ],
 )
-def test_memory_and_flops_are_those_of_the_step(
-    bases, tiny_data, family_name, rows, tuning, config
-):
+def test_memory_and_flops_are_those_of_the_step(bases, tiny_data, family_name, rows, tuning, again):
     family, batch = batch_of(bases[family_name], tiny_data, rows)
-    foretold = forecast(bases[family_name], family, batch, tuning, config)
-    peak, flops = measured(bases[family_name], family, batch, tuning, config)
+    foretold = forecast(bases[family_name], family, batch, tuning, again)
+    peak, flops = measured(bases[family_name], family, batch, tuning, again)
     assert foretold.peak == pytest.approx(peak, rel=0.1)
     assert sum(foretold.live.values()) == foretold.peak
     own = foretold.work.total + foretold.work.again
     ours = sum(count for part, count in own.items() if "attention" not in part)
     assert ours == pytest.approx(flops, rel=0.01)
-    assert bool(foretold.work.again) is config.gradient_checkpointing
+    assert bool(foretold.work.again) is (again != "nothing")
     # Negative control: the forecast of another batch is not this step's.
     other, shorter = batch_of(bases[family_name], tiny_data, rows)
     keep = slice(0, shorter.labels // 2)
     predicts = shorter.predicts.clone()
     predicts[0, predicts[0].nonzero()[keep.stop :]] = False
     fewer = replace(shorter, predicts=predicts, targets=shorter.targets[keep])
-    less = forecast(bases[family_name], other, fewer, tuning, config)
+    less = forecast(bases[family_name], other, fewer, tuning, again)
     assert less.work.total["head"] == pytest.approx(foretold.work.total["head"] / 2, rel=0.1)
     assert less.peak < foretold.peak
 
@@ -161,13 +160,38 @@ def test_memory_and_flops_are_those_of_the_step(
 @pytest.mark.slow
 def test_checkpointing_is_forecast_to_need_less(bases, tiny_data):
     family, batch = batch_of(bases["qwen2_vl"], tiny_data, 4)
-    plain = forecast(bases["qwen2_vl"], family, batch, LORA, FP32)
-    saving = forecast(bases["qwen2_vl"], family, batch, LORA, CHECKPOINTING)
+    plain = forecast(bases["qwen2_vl"], family, batch, LORA)
+    saving = forecast(bases["qwen2_vl"], family, batch, LORA, "all")
     assert saving.live["activations"] < 0.7 * plain.live["activations"]
     assert saving.work.forward == plain.work.forward
     # Computed again is what has checkpoints, at most once; it is no work of the model.
     assert 0 < saving.work.again["language"] <= saving.work.forward["language"]
     assert not plain.work.again
+
+
+@pytest.mark.slow
+def test_memory_falls_by_what_is_computed_again(bases, tiny_data):
+    family, batch = batch_of(bases["qwen2_vl"], tiny_data, 4)
+    peaks = {
+        part: measured(bases["qwen2_vl"], family, batch, FULL, part)[0]
+        for part in ("nothing", "vision", "language", "all")
+    }
+    assert peaks["all"] < min(peaks["vision"], peaks["language"])
+    assert max(peaks["vision"], peaks["language"]) < peaks["nothing"]
+
+
+@pytest.mark.slow
+def test_memory_with_features_in_the_place_of_pixels(bases, tiny_data):
+    family, batch = batch_of(bases["qwen2_vl"], tiny_data, 4)
+    tokens = int(batch.inputs["image_mask"].sum())
+    kept = {name: each for name, each in batch.inputs.items() if name not in family.facts.joins}
+    given = replace(batch, inputs={**kept, FEATURES: torch.zeros(tokens, 64)})
+    foretold = forecast(bases["qwen2_vl"], family, given, LORA)
+    peak, flops = measured(bases["qwen2_vl"], family, given, LORA, "nothing")
+    assert foretold.peak == pytest.approx(peak, rel=0.1)
+    assert foretold.work.total[VISION] == 0
+    # Negative control: with pixels the tower works.
+    assert flops < measured(bases["qwen2_vl"], family, batch, LORA, "nothing")[1]
 
 
 def test_a_run_is_as_it_was_forecast(make_recipe, lora_run):
@@ -210,7 +234,7 @@ def test_full_fine_tuning_needs_more_than_adapters(make_recipe):
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_told_with_the_way_out(make_recipe, monkeypatch):
-    recipe = full_recipe(make_recipe)
+    recipe = full_recipe(make_recipe, training__gradient_checkpointing=False)
     needed = plan(recipe, device="t4")["peak_memory_bytes"]
     small = replace(DEVICES["t4"], memory=600_000_000 + int(needed * 0.9))
     monkeypatch.setattr(verb, "device_named", lambda _: small)

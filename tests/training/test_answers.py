@@ -127,8 +127,8 @@ def test_a_row_s_length_is_that_of_its_longest_answer(tiny_base):
     fixed = measure([row], encoder, lambda *_: None)
     found = measure([row], encoder, lambda *_: None, "drawn")
     longest = len(encoder.tokens(answering(row, long)))
-    assert fixed == Measured([len(encoder.tokens(row))], None, [], sees=[False])
-    assert found == Measured([longest], [2], [], sees=[False])  # a blank one is no answer
+    assert fixed == Measured([len(encoder.tokens(row))], None, [], visual=[0])
+    assert found == Measured([longest], [2], [], visual=[0])  # a blank one is no answer
     assert longest > fixed.lengths[0]
 
 

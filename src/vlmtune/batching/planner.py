@@ -48,7 +48,7 @@ class Plan:
         seed: Seed of the order, and of the answers that are drawn.
         choices: Acceptable answers of each row, ``(rows,)``, where they are drawn; None: each row
             is trained on the answer that stands in it.
-        sees: Whether each row has an image, ``(rows,)``, where that decides how packs are dealt.
+        visual: Visual tokens of each row, ``(rows,)``; None where nobody asks.
     """
 
     lengths: np.ndarray
@@ -58,7 +58,7 @@ class Plan:
     token_budget: int
     seed: int
     choices: np.ndarray | None = None
-    sees: np.ndarray | None = None
+    visual: np.ndarray | None = None
 
     @property
     def steps(self) -> int:

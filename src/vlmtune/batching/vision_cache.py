@@ -43,11 +43,15 @@ class Forecast:
         sightings: Times that an image of these rows goes through the tower without a cache.
         images: Different images.
         tokens: Their visual tokens.
+        area: Pixels at which the model sees them.
+        area_squares: The sum of the squares of each one's.
     """
 
     sightings: float
     images: int
     tokens: int
+    area: float
+    area_squares: float
 
     @property
     def pays(self) -> bool:
@@ -94,15 +98,20 @@ class VisionCache:
 
     def forecast(self, rows: Iterable[Conversation], times: float) -> Forecast:
         """Count images of rows that are each used so many times; nothing is decoded."""
-        count, tokens, known = 0, 0, set()
+        count, tokens, areas, known = 0, 0, [], set()
+        family, contract = self.encoder.family, self.encoder.contract
         for row in rows:
             for key, image in zip(self.keys(row), row.images, strict=True):
                 count += 1
                 if key not in known:
                     known.add(key)
-                    size = read_header(image.data, self.encoder.contract.image).size
-                    tokens += self._tokens(size, len(row.images))
-        return Forecast(count * times, len(known), tokens)
+                    size = read_header(image.data, contract.image).size
+                    policy = family.row_policy(contract.image, len(row.images))
+                    tokens += family.visual_tokens(size, policy)
+                    seen = family.resized(size, policy)
+                    areas.append(float(seen.width * seen.height))
+        squares = sum(area * area for area in areas)
+        return Forecast(count * times, len(known), tokens, sum(areas), squares)
 
     def fill(
         self,

@@ -65,6 +65,18 @@ def _told(result: dict[str, Any]) -> Iterator[str]:
     yield f"memory of {count}{device['name']}{strategy}: {size(result['peak_memory_bytes'])}"
     for name, held in result["memory"].items():
         yield f"  {name}: {size(held)}"
+    if (found := result["recomputed"])["peaks"]:
+        peaks = ", ".join(f"{part} {size(peak)}" for part, peak in found["peaks"].items())
+        yield f"computed again: {found['recomputed']}; the peak by what is: {peaks}"
+    seen = result["vision_cache"]
+    if seen["once"]:
+        times = seen["sightings"] / seen["images"]
+        yield (
+            f"images: {seen['images']:,}, each looked at once, not {times:.1f} times; "
+            f"{size(seen['feature_bytes'])} of features"
+        )
+    elif result["longest"]["pixels"]["pixels"]:
+        yield f"images: looked at in every epoch: {seen['why_not']}"
     yield (
         f"time: {duration(result['seconds'])}, {time['samples_per_second']:.1f} samples/s; "
         f"{result['flops']:.3g} FLOPs at {time['mfu_assumed']:.0%} of "

@@ -71,27 +71,36 @@ def whole_work(
     Returns:
         FLOPs of the model (``again``, what checkpointing computes twice, apart).
     """
-    plain = max(traced, key=lambda each: each[1].tokens)
-    seeing = max(traced, key=lambda each: each[1].area)
-    step, own, images = seeing
-    whole_images = step.work.sequences[VISION_ATTENTION] == images * tower_layers
+    plain, own, _ = max(traced, key=lambda each: each[1].tokens)
     ratios = {
-        LANGUAGE: run.tokens / plain[1].tokens,
-        LANGUAGE_ATTENTION: run.token_squares / plain[1].token_squares,
-        HEAD: run.labels / max(1.0, plain[1].labels),
-        VISION: run.area / max(1.0, own.area),
-        PROJECTOR: run.area / max(1.0, own.area),
-        # Tiles and windows are many short sequences: then it grows as the pixels do.
-        VISION_ATTENTION: run.area_squares / max(1.0, own.area_squares)
-        if whole_images
-        else run.area / max(1.0, own.area),
+        LANGUAGE: run.tokens / own.tokens,
+        LANGUAGE_ATTENTION: run.token_squares / own.token_squares,
+        HEAD: run.labels / max(1.0, own.labels),
     }
-    total: dict[str, float] = {}
-    for part, ratio in ratios.items():
-        source = step if part in (VISION, PROJECTOR, VISION_ATTENTION) else plain[0]
-        total[part] = source.work.total[part] * ratio
-    again = sum(plain[0].work.again.values()) * run.tokens / plain[1].tokens
-    return {**total, "again": again}
+    total = {part: plain.work.total[part] * ratio for part, ratio in ratios.items()}
+    again = sum(plain.work.again.values()) * run.tokens / own.tokens
+    seeing = max(traced, key=lambda each: each[1].area)
+    return {**total, **vision_work(*seeing, run, tower_layers), "again": again}
+
+
+def vision_work(
+    traced: Traced, own: Amounts, images: int, run: Amounts, tower_layers: int
+) -> dict[str, float]:
+    """FLOPs of tower and projector.
+
+    Args:
+        traced: A step, or a look, at some images.
+        own: The amounts of these.
+        images: Their number.
+        run: The amounts of all that is looked at.
+        tower_layers: Layers of the vision tower.
+    """
+    whole_images = traced.work.sequences[VISION_ATTENTION] == images * tower_layers
+    by_area = run.area / max(1.0, own.area)
+    # Tiles and windows are many short sequences: then it grows as the pixels do.
+    by_squares = run.area_squares / max(1.0, own.area_squares) if whole_images else by_area
+    ratios = {VISION: by_area, PROJECTOR: by_area, VISION_ATTENTION: by_squares}
+    return {part: traced.work.total[part] * ratio for part, ratio in ratios.items()}
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,7 @@ def pace(  # noqa: PLR0913
     kernels: int,
     exchanged: float,
     processes: int,
+    once: float = 0.0,
 ) -> Pace:
     """Time of a run.
 
@@ -140,9 +150,10 @@ def pace(  # noqa: PLR0913
         kernels: Of one forward and its backward pass.
         exchanged: Bytes that one process sends in a step.
         processes: Devices.
+        once: Kernels before the first step.
     """
     compute = flops / rate / processes
-    launch = steps * forwards * kernels * LAUNCH_S if device.gpu else 0.0
+    launch = (steps * forwards * kernels + once) * LAUNCH_S if device.gpu else 0.0
     link = device.link if processes <= IN_A_MACHINE else min(device.link, NETWORK)
     exchange = steps * exchanged / link if processes > 1 else 0.0
     seconds = max(compute, launch) + exchange

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from vlmtune.batching.collate import PackedBatch
 from vlmtune.forecast.tally import Phase, Tally
 from vlmtune.forecast.work import HEAD, VISION, Work
 from vlmtune.models.family import Family
+from vlmtune.models.features import image_features
 from vlmtune.models.head import CHUNK
 from vlmtune.models.products import Linear
 from vlmtune.training.config import TrainingConfig
@@ -25,6 +26,9 @@ from vlmtune.training.loss import summed_loss
 from vlmtune.training.optim import autocast, make_optimizer, make_scaler
 from vlmtune.tuning.apply import Tuned
 from vlmtune.tuning.parts import part_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CPU = torch.device("cpu")  # of shapes; where a real step would run does not matter to them
 
@@ -125,6 +129,41 @@ def trace_step(
         strategy.add_up()
         strategy.move(config.clip, finite=True)
     return Traced(dict(tally.at_peak), tally.peak, kernels, tally.work)
+
+
+def trace_look(
+    model: PreTrainedModel,
+    family: Family,
+    vision: Mapping[str, Tensor],
+    tokens: int,
+    config: TrainingConfig,
+    *,
+    gpu: bool,
+) -> tuple[Traced, dict[str, Tensor]]:
+    """Show images to a hollow tower, as it is done once for a whole run.
+
+    Args:
+        model: The hollow model.
+        family: Its family.
+        vision: The images' vision tensors, joined as in a batch.
+        tokens: Their visual tokens, of all.
+        config: The recipe's ``training``.
+        gpu: Whether it is forecast for a GPU.
+
+    Returns:
+        What that takes, and the features: shapes without contents, ``(tokens, width)`` each.
+    """
+    tally = Tally(lambda _, tag: tag, {})
+    for tensor in (*model.parameters(), *model.buffers()):
+        tally.note(tensor)
+    for weight, part in _parts(model, family):
+        tally.belongs(weight, part)
+    tally.settle()
+    tally.tag = VISION
+    model.eval()
+    with _as_on_gpu(model) if gpu else nullcontext(), tally, autocast(config, CPU):
+        (features,) = image_features(model, family, vision, [tokens])
+    return Traced(dict(tally.at_peak), tally.peak, tally.kernels, tally.work), features
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def survey(
     count = len(rows)
     lengths = np.zeros(count, dtype=np.int64)
     labels, areas, squares, images = (np.zeros(count) for _ in range(4))
+    visual = [0] * count
     choices = np.ones(count, dtype=np.int64)
     unusable = []
     for index in range(count):
@@ -63,6 +64,7 @@ def survey(
             seen = [encoder.family.resized(size, policy) for size in tokens.image_sizes]
             pixels = [float(size.width * size.height) for size in seen]
             lengths[index], labels[index] = len(tokens), tokens.trained
+            visual[index] = tokens.visual
             areas[index], images[index] = sum(pixels), len(pixels)
             squares[index] = sum(each * each for each in pixels)
         progress(index + 1, count)
@@ -71,7 +73,7 @@ def survey(
         choices=[int(choice) for choice in choices] if answers == "drawn" else None,
         unusable=unusable,
         packs=encoder.family.facts.packs,
-        sees=[bool(number) for number in images],
+        visual=visual,
     )
     return Survey(measured, labels, areas, squares, images)
 
@@ -118,7 +120,7 @@ class Cut:
         forwards: Of a step, on average.
         most: Of a step, at most.
         longest: The pack with the most tokens, as indices of rows.
-        largest: The pack with the most pixels.
+        largest: The pack with the most visual tokens.
         rows: The rows of the steps that were looked at, each as often as it is trained.
         scale: By how much the whole run is longer than these.
     """
@@ -131,8 +133,9 @@ class Cut:
     scale: float
 
 
-def cut(found: Survey, plan: Plan) -> Cut:
+def cut(plan: Plan) -> Cut:
     """Pack the steps of a plan, or ``MOST_STEPS`` of them."""
+    visual = np.zeros(len(plan.lengths)) if plan.visual is None else plan.visual
     numbers = np.unique(np.linspace(1, plan.steps, min(plan.steps, MOST_STEPS)).astype(np.int64))
     counts: list[int] = []
     seen: list[int] = []
@@ -146,7 +149,7 @@ def cut(found: Survey, plan: Plan) -> Cut:
         for pack in packs:
             rows = list(pack)
             longest = max(longest, (float(plan.lengths[rows].sum()), pack))
-            largest = max(largest, (float(found.areas[rows].sum()), pack))
+            largest = max(largest, (float(visual[rows].sum()), pack))
     # A row that stands alone is longer than what was seen, where not all was.
     single = int(plan.kept[np.argmax(plan.lengths[plan.kept])])
     longest = max(longest, (float(plan.lengths[single]), (single,)))

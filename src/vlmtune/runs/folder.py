@@ -30,6 +30,7 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.data = self.path / "data.json"
         self.contract = self.path / "contract.json"
+        self.recomputed = self.path / "recomputed.json"  # what was decided about checkpointing
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.jsonl"
         self.checkpoints = self.path / "checkpoints"

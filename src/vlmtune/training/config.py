@@ -28,7 +28,10 @@ class TrainingConfig(Config):
         betas: AdamW's averaging of gradients and of their squares.
         clip: Largest norm of a step's gradient; 0 turns clipping off.
         precision: Number format of the matrix products.
-        gradient_checkpointing: Trade a third more computing for the memory of the activations.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping
+            them: a third more computing, far less memory. ``auto`` does so where the forecast says
+            that the run would not fit otherwise, and for the part of the model where it costs
+            least. No result changes.
         compile: Compile the language model's layers (``torch.compile``). Other kernels round
             otherwise; the first steps take minutes.
         seed: Seed of the order of rows, of new weights and of dropout.
@@ -58,7 +61,7 @@ class TrainingConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(default=1.0, ge=0)
     precision: Precision = "bf16"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
     compile: bool = False
     seed: int = Field(default=42, ge=0)
     log_steps: int = Field(default=10, ge=1)

@@ -18,6 +18,7 @@ from vlmtune.training.distributed.strategy import Strategy
 logger = logging.getLogger(__name__)
 
 REHEARSED = 1000  # steps that are looked through for the largest pack
+TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 4096}
 MOMENTS = 2  # numbers that AdamW keeps for each that trains
 
 T = TypeVar("T")

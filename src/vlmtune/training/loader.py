@@ -94,8 +94,8 @@ class Loader:
     def _own(self, step: Step) -> list[Share]:
         """What this process forwards."""
         loads = [int(self.plan.lengths[list(pack)].sum()) for pack in step.packs]
-        seeing = self.plan.sees
-        sees = [seeing is None or bool(seeing[list(pack)].any()) for pack in step.packs]
+        visual = self.plan.visual
+        sees = [visual is None or bool(visual[list(pack)].any()) for pack in step.packs]
         return share_out(loads, sees, self._ranks, in_step=self._in_step)
 
     def _pack(self, step: Step, share: Share) -> PackedBatch:

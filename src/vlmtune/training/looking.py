@@ -17,7 +17,7 @@ from torch import Tensor
 from vlmtune.batching.collate import pack
 from vlmtune.batching.feature_store import DiskStore, MemoryStore, features_bytes
 from vlmtune.batching.proof import TOLERANCE
-from vlmtune.batching.vision_cache import CachingEncoder, VisionCache, identity_of
+from vlmtune.batching.vision_cache import CachingEncoder, Forecast, VisionCache, identity_of
 from vlmtune.data.conversation import Conversation
 from vlmtune.errors import RecipeError
 from vlmtune.models.encode import Encoded, Encoder
@@ -105,21 +105,29 @@ def looking_once(
     Raises:
         RecipeError: If a cache is asked for that cannot be.
     """
-    mode = config.vision_cache
-    if mode == "off":
+    if config.vision_cache == "off":
         return encoder
+    check_refusal(config, refusal)
     if refusal is not None:
-        if mode != "auto":
-            raise RecipeError(
-                f"training.vision_cache: found {mode}, and {refusal}. Use "
-                "training.vision_cache=off, or auto, which does without where it must"
-            )
         logger.info("images are looked at every time: %s", refusal)
         return encoder
     compute = DTYPES[config.precision]
-    keeping = Keeping(mode, config.vision_cache_gb, compute, config.workers)
+    keeping = Keeping(config.vision_cache, config.vision_cache_gb, compute, config.workers)
     with autocast(config, model.device):
         return with_features(model, encoder, list(parts), keeping, progress)
+
+
+def check_refusal(config: TrainingConfig, refusal: str | None) -> None:
+    """Find that features are asked for and cannot be kept.
+
+    Raises:
+        RecipeError: Naming the option.
+    """
+    if refusal is not None and config.vision_cache in ("memory", "disk"):
+        raise RecipeError(
+            f"training.vision_cache: found {config.vision_cache}, and {refusal}. Use "
+            "training.vision_cache=off, or auto, which does without where it must"
+        )
 
 
 def with_features(
@@ -184,17 +192,19 @@ def with_features(
     return caching
 
 
+def worth(encoder: Encoder, parts: Iterable[Part], *, always: bool) -> list[tuple[Part, Forecast]]:
+    """The parts whose features are worth keeping, and what is known of their images."""
+    counting = VisionCache(encoder, MemoryStore(0), "")
+    found = [(part, counting.forecast(part, part.times)) for part in parts]
+    return [(part, each) for part, each in found if each.sightings and (always or each.pays)]
+
+
 def _worth(
     model: PreTrainedModel, encoder: Encoder, parts: Sequence[Part], *, always: bool
 ) -> tuple[list[Part], float]:
     """The parts whose features are worth keeping, and the bytes they take."""
-    counting = VisionCache(encoder, MemoryStore(0), "")
-    chosen, tokens = [], 0
-    for part in parts:
-        forecast = counting.forecast(part, part.times)
-        if forecast.sightings and (always or forecast.pays):
-            chosen.append(part)
-            tokens += forecast.tokens
+    found = worth(encoder, parts, always=always)
+    chosen, tokens = [part for part, _ in found], sum(each.tokens for _, each in found)
     sample = next((row for row in chain.from_iterable(chosen) if row.images), None)
     if sample is None:
         logger.info("images are looked at every time: hardly any is seen twice")

@@ -45,18 +45,18 @@ class Measured:
         choices: How many answers each row may be trained on; None: only the one in it.
         unusable: Rows that the family cannot take.
         packs: Whether rows may share a forward; else each takes one of its own.
-        sees: Whether each row has an image.
+        visual: Visual tokens of each row.
     """
 
     lengths: list[int]
     choices: list[int] | None
     unusable: list[Dropped]
     packs: bool = True
-    sees: list[bool] | None = None
+    visual: list[int] | None = None
 
 
-# Of every row of a process: length, answers, whether it has an image; and the rows it refuses.
-_Hand = tuple[list[int], list[int], list[bool], list[tuple[int, str, str, str]]]
+# Of every row of a process: length, answers, visual tokens; and the rows it refuses.
+_Hand = tuple[list[int], list[int], list[int], list[tuple[int, str, str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class _Row:
 
     length: int
     choices: int
-    sees: bool
+    visual: int
     unusable: tuple[str, str, str] | None = None
 
 
@@ -90,12 +90,12 @@ def measure(
     ranks = ranks or Ranks()
     # Plain lists, and no object a row: there may be a million.
     own: _Hand = ([], [], [], [])
-    lengths, choices, sees, unusable = own
+    lengths, choices, visual, unusable = own
     for index in range(ranks.rank, len(rows), ranks.count):
         row = _measured(rows[index], encoder, answers)
         lengths.append(row.length)
         choices.append(row.choices)
-        sees.append(row.sees)
+        visual.append(row.visual)
         if row.unusable is not None:
             unusable.append((index, *row.unusable))
         progress(min(index + ranks.count, len(rows)), len(rows))
@@ -106,7 +106,7 @@ def measure(
         choices=_in_order([hand[1] for hand in hands]) if answers == "drawn" else None,
         unusable=[Dropped(row_id, code, message) for _, row_id, code, message in found],
         packs=encoder.family.facts.packs,
-        sees=_in_order([hand[2] for hand in hands]),
+        visual=_in_order([hand[2] for hand in hands]),
     )
 
 
@@ -124,11 +124,11 @@ def _measured(row: Conversation, encoder: Encoder, answers: Answers) -> _Row:
     others = acceptable_answers(row) if answers == "drawn" else ()
     try:
         spoken = [answering(row, text) for text in others] if len(others) > 1 else [row]
-        length = max(len(encoder.tokens(each)) for each in spoken)
+        tokens = max((encoder.tokens(each) for each in spoken), key=len)
     except DataError as error:
         refused = (row.id, error.code, str(error))
-        return _Row(UNUSABLE, len(others), bool(row.images), refused)
-    return _Row(length, len(others), bool(row.images))
+        return _Row(UNUSABLE, len(others), 0, refused)
+    return _Row(len(tokens), len(others), tokens.visual)
 
 
 def plan_rows(
@@ -157,8 +157,8 @@ def plan_rows(
     )
     if choices is not None:
         plan = replace(plan, choices=np.array(choices, dtype=np.int64))
-    if measured.sees is not None:
-        plan = replace(plan, sees=np.array(measured.sees, dtype=bool))
+    if measured.visual is not None:
+        plan = replace(plan, visual=np.array(measured.visual, dtype=np.int64))
     dropped = [
         Dropped(
             rows.ids[index],

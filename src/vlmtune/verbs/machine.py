@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+# Of a container: its limit, and beside it what is taken and how much of that is given back at need.
 LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),  # version 2
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+    (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),  # version 2
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
 )
 DRIVER = Path("/proc/driver/nvidia/version")
 FLAGS = ("flags", "Features")  # of x86 and of Arm
@@ -173,6 +178,11 @@ def _has_bf16() -> bool:
     return bool(NATIVE_BF16 & set(flags.split()))
 
 
+def available_memory() -> int:
+    """Bytes that this process may still take."""
+    return _memory()[1]
+
+
 def _memory() -> tuple[int, int]:
     """Bytes in all and free, of the container where that is less than the machine."""
     page = os.sysconf("SC_PAGE_SIZE")
@@ -182,11 +192,20 @@ def _memory() -> tuple[int, int]:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
         free = 1024 * kilobytes.get("MemAvailable", kilobytes["MemFree"])
-    for path in LIMITS:
+    for path, taken, given_back in LIMITS:
         limit = path.read_text(encoding="utf-8").strip() if path.exists() else ""
         if limit.isdigit():  # "max": no limit
             memory = min(memory, int(limit))
-    return memory, min(free, memory)
+            used = _number(path.parent / taken) - _number(path.parent / "memory.stat", given_back)
+            free = min(free, max(0, int(limit) - max(0, used)))
+    return memory, free
+
+
+def _number(path: Path, name: str | None = None) -> int:
+    """The number in a file, or behind a name in it; 0 where there is none: not all kernels tell."""
+    words = path.read_text(encoding="utf-8").split() if path.exists() else []
+    place = 0 if name is None else words.index(name) + 1 if name in words else len(words)
+    return int(words[place]) if place < len(words) else 0
 
 
 def _disk(what: str, path: Path) -> Disk:

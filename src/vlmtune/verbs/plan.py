@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 
-from vlmtune.batching.collate import pack
 from vlmtune.batching.planner import Plan
 from vlmtune.data.dataset import PreparedDataset, Rows
 from vlmtune.data.mixture import Dataset, open_sources
 from vlmtune.errors import UsageError
 from vlmtune.forecast.devices import HERE, Device, device_named
-from vlmtune.forecast.needs import NF4_BYTES, Held, Pace, exchanged, memory, pace, whole_work
-from vlmtune.forecast.shadow import Traced, hollow, trace_step
+from vlmtune.forecast.needs import (
+    NF4_BYTES,
+    Held,
+    Pace,
+    exchanged,
+    memory,
+    pace,
+    vision_work,
+    whole_work,
+)
+from vlmtune.forecast.shadow import Traced
 from vlmtune.forecast.survey import Cut, Survey, amounts, cut, survey
-from vlmtune.models import attention
 from vlmtune.models.contract import BaseModelIdentity, make_contract
-from vlmtune.models.empty import empty_model
 from vlmtune.models.encode import Encoder
 from vlmtune.models.families import load_family
-from vlmtune.models.gptq import is_gptq
-from vlmtune.models.load import DTYPES, BaseSource
-from vlmtune.models.products import speed_up
+from vlmtune.models.load import BaseSource
 from vlmtune.models.quantize import plan_quantization, within
 from vlmtune.recipe import Recipe, as_recipe
 from vlmtune.runs.resolve import fetch_base
-from vlmtune.training.distributed.sharding import units
+from vlmtune.training.fitting import TOKENS_PER_FORWARD
 from vlmtune.training.prepare_rows import plan_rows
-from vlmtune.tuning.apply import Tuned
 from vlmtune.tuning.parts import count_parts
 from vlmtune.verbs.observer import Observer
-from vlmtune.verbs.start import place_of, tune
-from vlmtune.verbs.train import TOKENS_PER_FORWARD
+from vlmtune.verbs.recomputing import MARGIN, Decision, choose, room_here
+from vlmtune.verbs.sightings import Sightings, sightings
+from vlmtune.verbs.start import Recomputed, place_of, stated
+from vlmtune.verbs.tracing import Tracing, in_few_bits
 
 MFU = (
     0.4  # the part of a device's best that is reached; the recipe page says when it is more or less
@@ -86,6 +92,7 @@ class _Forecast:
     devices: int
     mfu: float
     observer: Observer
+    recomputed: Recomputed = "nothing"
 
     @cached_property
     def base(self) -> BaseSource:
@@ -97,6 +104,7 @@ class _Forecast:
     def encoder(self) -> Encoder:
         data = self.recipe.data
         family = load_family(str(self.base.folder), self.recipe.model.backend)
+        family = family.packing() or family  # which only loaded weights prove; most classes do
         contract = make_contract(
             family,
             # Nothing is compared with the weights here: hashing gigabytes would tell nothing.
@@ -109,8 +117,12 @@ class _Forecast:
         return Encoder(family, contract)
 
     @cached_property
+    def dataset(self) -> Dataset:
+        return _opened(self.recipe)
+
+    @cached_property
     def rows(self) -> Rows:
-        return _opened(self.recipe).split("train")
+        return self.dataset.split("train")
 
     @cached_property
     def found(self) -> Survey:
@@ -136,61 +148,63 @@ class _Forecast:
         return self.recipe.training.token_budget or TOKENS_PER_FORWARD[kind]
 
     @cached_property
-    def quantized(self) -> tuple[str, ...] | None:
-        """What keeps its own weights where the rest is held in 4 bits; None: nothing is."""
-        if is_gptq(self.base.folder):
-            return ()
-        if self.recipe.quantization is None:
-            return None
-        facts = self.encoder.family.facts
-        return plan_quantization(self.base.folder, facts, self.recipe.quantization).kept
+    def made(self) -> Plan:
+        return self.plan_of(self.budget)
 
-    def tuned(self, recipe: Recipe) -> Tuned:
-        """The hollow model of a recipe."""
-        model = empty_model(self.base.folder)
-        model.set_attn_implementation(attention.register())
-        speed_up(model)
-        tuned = tune(model, recipe, self.encoder.family.facts, self.base, None)
-        hollow(model, place_of(recipe)[1])
-        model.train()
-        return tuned
+    @cached_property
+    def taken(self) -> Cut:
+        return cut(self.made)
 
-    def trace(self, recipe: Recipe, pack_of: Sequence[int], *, several: bool) -> Traced:
-        """One step over some rows."""
-        batch = pack(self.encoder.family, [self.encoder.encode(self.rows[i]) for i in pack_of])
-        return trace_step(
-            self.tuned(recipe),
-            self.encoder.family,
-            batch,
-            recipe.training,
-            several=several,
-            gpu=self.device.gpu,
-            cut=self.devices > 1 and recipe.distributed.cuts,
+    @cached_property
+    def seen(self) -> Sightings:
+        """Whether images are looked at once for all."""
+        plain = Tracing(
+            self.recipe, self.base, self.encoder, self.rows, self.device.gpu, self.devices
         )
+        # On a GPU as many go through the tower as a pack has, on a CPU those of a row.
+        visual = np.array(self.found.measured.visual)[self.made.kept]
+        most = (int(self.made.kept[np.argmax(visual)]),)
+        some = self.taken.largest if self.device.gpu else most
+        self.observer.stage("counting images")
+        return sightings(plain, self.made, self.found, some, self.dataset.split("validation"))
+
+    @cached_property
+    def tracing(self) -> Tracing:
+        encoder = self.seen.encoder(self.encoder)
+        return Tracing(self.recipe, self.base, encoder, self.rows, self.device.gpu, self.devices)
+
+    @cached_property
+    def features(self) -> int:
+        """Bytes of image features where the step's tensors are."""
+        elsewhere = self.device.gpu or self.recipe.training.vision_cache == "disk"
+        return 0 if elsewhere else self.seen.kept
 
     def told(self) -> dict[str, Any]:
-        recipe, made = self.recipe, self.plan_of(self.budget)
-        taken = cut(self.found, made)
+        recipe, made, taken = self.recipe, self.made, self.taken
         # Of each step's packs a process gets its share.
         forwards = max(1.0, taken.forwards / self.devices)
         several = taken.most > self.devices
         self.observer.stage("forecasting")
         packs = dict.fromkeys((taken.longest, taken.largest))
+        decision = self.decision(packs, several=several)
+        recomputed = self.recomputed = decision.recomputed
         traced = [
             (
-                self.trace(recipe, each, several=several),
+                self.tracing.trace(each, recomputed, several=several),
                 amounts(self.found, made, each),
                 int(self.found.images[list(each)].sum()),
             )
             for each in packs
         ]
-        tuned = self.tuned(recipe)
-        model, facts = tuned.model, self.encoder.family.facts
-        held = self.held(model)
+        model, facts = self.tracing.tuned(recomputed).model, self.encoder.family.facts
+        held = self.tracing.held(model)
         heaviest = max(traced, key=lambda each: each[0].peak)
-        parts = memory(heaviest[0], held, recipe.distributed, self.devices)
+        parts = self.memory(heaviest[0], held)
         run = amounts(self.found, made, taken.rows, taken.scale)
-        work = whole_work(traced, run, _tower_layers(model, facts.vision_tower))
+        layers = _tower_layers(model, facts.vision_tower)
+        work, look = whole_work(traced, run, layers), self.seen.look
+        if look is not None:
+            work |= vision_work(look.traced, look.own, look.images, look.amounts, layers)
         flops = sum(work.values()) - work["again"]
         speed = self.speed(work, made, forwards, heaviest[0], held)
         all_of = count_parts(model, facts, trainable=False)
@@ -207,6 +221,8 @@ class _Forecast:
                 for name, count in all_of.items()
             },
             "memory": parts,
+            "recomputed": asdict(decision),
+            "vision_cache": self.seen.told(),
             "flops_by_part": work,
             "samples": made.samples,
             "labels": round(run.labels),
@@ -224,6 +240,25 @@ class _Forecast:
             if peak <= self.device.room
             else self.advice(peak, heaviest[0], taken, made),
         }
+
+    def memory(self, step: Traced, held: Held) -> dict[str, int]:
+        """Bytes at the peak, by what holds them: of a step, or of the look before them all."""
+        looks = [step] if self.seen.look is None else [step, self.seen.look.traced]
+        shares = self.recipe.distributed
+        found = [memory(each, held, shares, self.devices) for each in looks]
+        parts = max(found, key=lambda each: sum(each.values()))
+        return parts | ({"image features": self.features} if self.features else {})
+
+    def decision(self, packs: Iterable[Sequence[int]], *, several: bool) -> Decision:
+        """What is computed again: as the recipe says, or as ``train`` would decide."""
+        said, margin = stated(self.recipe), MARGIN["cuda" if self.device.gpu else "cpu"]
+        room = int(self.device.room * margin)
+        if self.device.measured:
+            room = room_here(place_of(self.recipe)[0], self.devices)
+        room = max(0, room - self.features)
+        if said is not None:
+            return Decision(said, {}, room)
+        return choose(self.tracing, packs, room, several=several)
 
     def told_device(self) -> dict[str, Any]:
         device, precision = self.device, self.recipe.training.precision
@@ -246,25 +281,6 @@ class _Forecast:
             for name, each in (("tokens", taken.longest), ("pixels", taken.largest))
         }
 
-    def held(self, model: nn.Module) -> Held:
-        """Bytes of the weights, as they are held and as they travel."""
-        once = {id(each): each for each in (*model.parameters(), *model.buffers())}
-        everything = sum(each.numel() * each.element_size() for each in once.values())
-        compute = DTYPES[self.recipe.training.precision].itemsize
-        gradients = sum(each.numel() * 4 for each in model.parameters() if each.requires_grad)
-        few, largest = 0, 0
-        for weight in [] if self.quantized is None else _in_few_bits(model, self.quantized):
-            few += int(weight.numel() * (weight.element_size() - NF4_BYTES))
-            largest = max(largest, weight.numel() * compute)
-        if self.devices > 1 and self.recipe.distributed.cuts_weights:
-            facts = self.encoder.family.facts
-            largest = max(
-                compute * sum(each.numel() for each in unit.parameters())
-                for unit in units(model, facts)
-            )
-        sent = compute * sum(each.numel() for each in once.values())
-        return Held(everything, few, largest, gradients, sent)
-
     def speed(
         self, work: dict[str, float], made: Plan, forwards: float, traced: Traced, held: Held
     ) -> Pace:
@@ -280,6 +296,7 @@ class _Forecast:
             kernels=traced.kernels,
             exchanged=exchanged(held, shares, self.devices, forwards),
             processes=self.devices,
+            once=0.0 if self.seen.look is None else self.seen.look.kernels,
         )
 
     def advice(self, peak: int, heaviest: Traced, taken: Cut, made: Plan) -> list[dict[str, Any]]:
@@ -290,14 +307,12 @@ class _Forecast:
         longest_row = int(made.lengths[made.kept].max())
         budget = max(longest_row, self.budget // 2)
         if len(rows) > 1 and budget < self.budget:
-            smaller = cut(self.found, self.plan_of(budget))
+            smaller = cut(self.plan_of(budget))
             found.append((f"training.token_budget={budget}", self._peak(recipe, smaller.longest)))
-        training = recipe.training
-        if not training.gradient_checkpointing:
-            again = training.model_copy(update={"gradient_checkpointing": True})
-            changed = recipe.model_copy(update={"training": again})
-            found.append(("training.gradient_checkpointing=true", self._peak(changed, rows)))
-        if self.quantized is None and recipe.tuning.adapts:
+        if stated(recipe) == "nothing":
+            again, _ = self.tracing.peak([rows], "all", several=True)
+            found.append(("training.gradient_checkpointing=true", again + self.features))
+        if self.tracing.quantized is None and recipe.tuning.adapts:
             found.append(("tuning.method=qlora", peak - self._saved_by_qlora()))
         elif not recipe.tuning.adapts:
             tuning = recipe.tuning.model_copy(update={"method": "lora"})
@@ -314,15 +329,12 @@ class _Forecast:
 
     def _peak(self, recipe: Recipe, rows: Sequence[int]) -> int:
         """The peak with other options, or over other rows."""
-        other = replace(self, recipe=recipe)
-        other.__dict__.update({name: vars(self)[name] for name in ("base", "encoder", "rows")})
-        traced = other.trace(recipe, rows, several=True)
-        held = other.held(other.tuned(recipe).model)
-        return sum(memory(traced, held, recipe.distributed, self.devices).values())
+        other = replace(self.tracing, recipe=recipe, _traced={})
+        return other.peak([rows], self.recomputed, several=True)[0] + self.features
 
     def _saved_by_qlora(self) -> int:
         kept = plan_quantization(self.base.folder, self.encoder.family.facts, "nf4").kept
-        weights = _in_few_bits(self.tuned(self.recipe).model, kept)
+        weights = in_few_bits(self.tracing.tuned("nothing").model, kept)
         return int(sum(each.numel() * (each.element_size() - NF4_BYTES) for each in weights))
 
     def _sliced(self, traced: Traced) -> int:
@@ -361,14 +373,3 @@ def _tower_layers(model: nn.Module, tower: str) -> int:
         ),
         default=0,
     )
-
-
-def _in_few_bits(model: nn.Module, kept: tuple[str, ...]) -> list[Tensor]:
-    """Weights that are held in 4 bits, where all linear layers are but those that are kept."""
-    return [
-        module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and not module.weight.requires_grad
-        and not within(name.removesuffix(".base_layer"), kept)
-    ]

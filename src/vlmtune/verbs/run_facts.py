@@ -25,6 +25,7 @@ HARMLESS = (
     "model.device",
     "model.device_map",
     "training.workers",
+    "training.gradient_checkpointing",
     "training.rehearse",
     "training.log_steps",
     "training.keep",

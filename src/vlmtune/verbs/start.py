@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -23,6 +23,8 @@ from vlmtune.tuning.apply import Tuned, apply_tuning, check_tuning, load_adapter
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+Recomputed = Literal["nothing", "vision", "language", "all"]
 
 
 def quantization_of(recipe: Recipe, base: BaseSource, facts: FamilyFacts) -> Quantization | None:
@@ -83,23 +85,46 @@ def load_start(
     )
 
 
-def recompute_activations(model: PreTrainedModel, tower: nn.Module) -> None:
+def stated(recipe: Recipe) -> Recomputed | None:
+    """What the recipe says of computing again; None: it leaves that open."""
+    said = recipe.training.gradient_checkpointing
+    if said == "auto":
+        return None
+    return "all" if said else "nothing"
+
+
+def recompute_activations(
+    model: PreTrainedModel, tower: nn.Module, recomputed: Recomputed = "all"
+) -> None:
     """Keep no activations within layers; the backward pass makes them again.
 
     Args:
         model: With what trains in it.
         tower: Its vision tower; frozen, it has no backward pass, and nothing to make again.
+        recomputed: Of what part.
+
+    Raises:
+        RecipeError: If the model's class cannot do so.
     """
+    if recomputed == "nothing":
+        return
+    if not model.supports_gradient_checkpointing:
+        raise RecipeError(
+            f"training.gradient_checkpointing: found true, and {type(model).__name__} has no "
+            "layers that can be computed again; set it to auto or false, and lower "
+            "training.token_budget where memory ends"
+        )
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.activation_checkpointing_enable({"use_reentrant": False})
     # For adapters transformers lets all inputs ask for gradients, which reentrant checkpoints need.
     # A frozen vision tower would get a whole backward pass for nothing.
     model.disable_input_require_grads()
-    if not any(parameter.requires_grad for parameter in tower.parameters()):
-        for layer in tower.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.gradient_checkpointing = False
+    seen, frozen = set(tower.modules()), not any(each.requires_grad for each in tower.parameters())
+    for layer in model.modules():
+        kept = frozen or recomputed == "language" if layer in seen else recomputed == "vision"
+        if kept and isinstance(layer, GradientCheckpointingLayer):
+            layer.gradient_checkpointing = False
 
 
 def tune(
@@ -108,8 +133,18 @@ def tune(
     facts: FamilyFacts,
     base: BaseSource,
     checkpoint: Path | None,
+    recomputed: Recomputed = "nothing",
 ) -> Tuned:
-    """Put fresh adapters in, or those of a checkpoint; freeze the rest."""
+    """Put fresh adapters in, or those of a checkpoint; freeze the rest.
+
+    Args:
+        model: The base, or what a full fine-tuning made of it.
+        recipe: The recipe.
+        facts: The family's facts.
+        base: The base.
+        checkpoint: Where the adapters are; None: fresh ones.
+        recomputed: Whose activations are computed again and not kept.
+    """
     seed_random(recipe.training.seed)
     if checkpoint is not None and recipe.tuning.adapts:
         tuned = load_adapter(model, checkpoint, trainable=True)
@@ -118,8 +153,7 @@ def tune(
     use_loss_head(model)
     if facts.segments and place_of(recipe)[0].type == "cuda":
         use_segments(model.get_submodule(facts.vision_tower))
-    if recipe.training.gradient_checkpointing:
-        recompute_activations(model, model.get_submodule(facts.vision_tower))
+    recompute_activations(model, model.get_submodule(facts.vision_tower), recomputed)
     if recipe.training.compile:
         compile_layers(model, facts)
     return tuned

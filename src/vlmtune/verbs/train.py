@@ -34,7 +34,7 @@ from vlmtune.training.checkpoint import (
 )
 from vlmtune.training.distributed.ranks import Ranks, join
 from vlmtune.training.distributed.strategy import Strategy
-from vlmtune.training.fitting import budgets
+from vlmtune.training.fitting import TOKENS_PER_FORWARD, budgets
 from vlmtune.training.loader import Loader
 from vlmtune.training.loop import Job, StepReport, run
 from vlmtune.training.prepare_rows import measure, plan_rows
@@ -48,6 +48,7 @@ from vlmtune.verbs.holding import check_strategy, hold, hold_checkpoint, shards
 from vlmtune.verbs.looking import look
 from vlmtune.verbs.measuring import Measuring
 from vlmtune.verbs.observer import Observer
+from vlmtune.verbs.recomputing import decide, room_here
 from vlmtune.verbs.results import result_of
 from vlmtune.verbs.run_facts import (
     FIXED,
@@ -61,7 +62,6 @@ from vlmtune.verbs.weights import write_weights
 
 logger = logging.getLogger(__name__)
 
-TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 4096}
 PROGRESS_EVERY = 50
 
 
@@ -142,6 +142,8 @@ class _Run:
         if self.ranks.any(finished is not None):
             return finished or {}
         checkpoint = newest_good(self.folder.checkpoints)
+        # Before they wait for each other: some may begin to load while others do something else.
+        room = room_here(place_of(self.recipe)[0], self.ranks.count)
         plan, rows = self._plan(dataset, encoder, checkpoint)
         validation = dataset.split("validation")
         # Before anything that takes long: a tracker that is not installed is said at once.
@@ -162,10 +164,13 @@ class _Run:
             encoder = look(
                 model, encoder, self.recipe, plan, rows, validation, self.ranks, self.observer
             )
+            told, ranks, folder = self.observer.stage, self.ranks, self.folder
+            recomputed = decide(self.recipe, base, encoder, plan, rows, folder, ranks, room, told)
             begins = checkpoint is None and self.recipe.evaluation.before
             if begins and not cut:
                 measuring.evaluate("before", 0, model, encoder)
-            tuned = tune(model, self.recipe, encoder.family.facts, base, checkpoint)
+            facts = encoder.family.facts
+            tuned = tune(model, self.recipe, facts, base, checkpoint, recomputed)
             # Before the weights are cut: it counts them.
             proof = TrainabilityProof(tuned.model, encoder.family.facts, tuned.trainable())
             strategy = hold(tuned, self.recipe, encoder.family.facts, self.ranks)
@@ -269,6 +274,7 @@ class _Run:
         # What was measured after the old training says nothing of the new.
         shutil.rmtree(self.folder.evaluation("after"), ignore_errors=True)
         self.folder.result.unlink(missing_ok=True)
+        self.folder.recomputed.unlink(missing_ok=True)  # decided for another step
         return True
 
     def _plan(
