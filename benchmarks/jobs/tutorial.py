@@ -30,7 +30,8 @@ from transformers import (  # noqa: E402
 set_seed(job["seed"])
 disable_progress_bars()
 clock.watch_trainer()
-processor = AutoProcessor.from_pretrained(job["base"])
+# Its own limit is 1,003,520 pixels; a larger picture would be shrunk here and nowhere else.
+processor = AutoProcessor.from_pretrained(job["base"], max_pixels=job["max_pixels"])
 tokenizer = processor.tokenizer
 tokenizer.padding_side = "right"
 end = tokenizer.convert_tokens_to_ids("<|im_end|>")
