@@ -9,8 +9,8 @@ import statistics
 import pytest
 
 from vlmtune.formulas import formulas, latex, random_tree, split_of
-from vlmtune.quickstart.tasks import FORMULA_SEED
-from vlmtune.verbs.quickstart import HELD_OUT, ROWS
+from vlmtune.quickstart.tasks import FORMULA_SEED, TASKS
+from vlmtune.verbs.quickstart import HELD_OUT
 
 LAID_OUT = re.compile(r"\\frac|\\sqrt|[_^]")
 
@@ -30,7 +30,7 @@ def test_nobody_has_seen_them(held_out):
     def squeezed(texts):
         return {"".join(text.split()) for text in texts}
 
-    training = squeezed(formulas(ROWS, FORMULA_SEED, split="training"))
+    training = squeezed(formulas(TASKS["formulas"].rows, FORMULA_SEED, split="training"))
     rng = random.Random(0)
     everything = squeezed(latex(random_tree(rng, rng.randint(1, 16))) for _ in range(4000))
     pretraining = {formula for formula in everything if split_of(formula) == "pretraining"}

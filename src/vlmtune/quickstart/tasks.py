@@ -33,10 +33,12 @@ class Task:
         recipe: Name of the shipped recipe that learns it.
         draw: Pictures and their conversations, the same for the same arguments: rows, and whether
             they are the held-out ones.
+        rows: How many pictures to train on.
     """
 
     recipe: str
     draw: Callable[[int, bool], Iterator[tuple[Picture, dict[str, Any]]]]
+    rows: int = 1500
 
 
 def _formulas(count: int, held_out: bool) -> Iterator[tuple[Picture, dict[str, Any]]]:
@@ -87,7 +89,7 @@ SHAPE_PROMPT = "Which shape is this?"
 TASKS = {
     "formulas": Task(recipe="quickstart", draw=_formulas),
     "shapes": Task(recipe="quickstart-shapes", draw=_shapes),
-    "boxes": Task(recipe="quickstart-boxes", draw=_boxes),
+    "boxes": Task(recipe="quickstart-boxes", draw=_boxes, rows=4500),
 }
 
 

@@ -18,7 +18,7 @@ from vlmtune.verbs.observer import Observer
 from vlmtune.verbs.predict import predict
 from vlmtune.verbs.train import train
 
-ROWS, HELD_OUT = 1500, 200
+HELD_OUT = 200
 MOST_TOKENS = 96  # of the one answer
 MADE = ("pictures", "data", "run", "model")
 
@@ -28,7 +28,7 @@ def quickstart(
     *,
     task: str = "formulas",
     base: str = BUILTIN,
-    rows: int = ROWS,
+    rows: int | None = None,
     held_out: int = HELD_OUT,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def quickstart(
             ``quickstart/TASK``.
         task: ``formulas`` (to LaTeX), ``shapes`` (which is it?) or ``boxes`` (where is it?).
         base: MODEL to start from.
-        rows: Pictures to train on.
+        rows: Pictures to train on; None: as many as the task takes.
         held_out: Pictures to measure on.
         observer: Who is told how it goes.
 
@@ -51,7 +51,7 @@ def quickstart(
         UsageError: If there is no such task.
     """
     observer = observer or Observer()
-    recipe_name = task_of(task).recipe
+    recipe_name, rows = task_of(task).recipe, rows or task_of(task).rows
     folder = Path(out) if out is not None else Path("quickstart") / task
     _clear(folder)
     observer.stage("drawing pictures")
