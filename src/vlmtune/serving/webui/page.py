@@ -155,9 +155,15 @@ class Page:
                 chat.retry(self._retry(side), inputs, shown, **quiet),
                 chat.edit(self._edit(side), inputs, shown, **quiet),
             ]
-        self._box.stop(self.stopped, [self._history, self._language], shown, cancels=asked, **quiet)
-        for clear in (self._clear.click, *(chat.clear for chat in self._chats)):
+        said = [self._history, self._language]
+        ended = [self._box.stop(self.stopped, said, shown, cancels=asked, **quiet)]
+        ended += [
             clear(self.clear, self._history, shown, cancels=asked, **quiet)
+            for clear in (self._clear.click, *(chat.clear for chat in self._chats))
+        ]
+        for event in ended:
+            # What the cancelled event had sent before may arrive after this one's answer.
+            event.then(self.settled, said, self._chats, **quiet)
         worded = self._worded()
         self._language.change(
             self.speak, [self._language, self._history], [*worded, *self._chats], **quiet
@@ -220,6 +226,10 @@ class Page:
             if reply.state == "speaking":
                 reply.state = "stopped"
         return [_ready(), *self._transcripts(history, chosen(language))]
+
+    def settled(self, history: History, language: str) -> list[Update]:
+        """What stands there, once more."""
+        return self._transcripts(history, chosen(language))
 
     def clear(self, history: History) -> list[Update]:
         """Forget everything."""
