@@ -122,19 +122,37 @@ def test_checkpointed_forwards_remember_the_bounds(folder, encoder, batch):
 # bf16 on a CPU
 
 
-def distances(dtype):
+def of_rows(module, states, bounds):
+    return attention.attend(module, *states, bounds, scaling=0.25)[0]
+
+
+def of_turned_rows(module, states, bounds):
+    """As a model gives them under autocast: what was rotated comes in fp32."""
+    query, key, value = states
+    with torch.autocast("cpu", torch.bfloat16, enabled=value.dtype is torch.bfloat16):
+        turned = (query.float(), key.float()) if value.dtype is torch.bfloat16 else (query, key)
+        return of_rows(module, (*turned, value), bounds)
+
+
+def of_images(module, states, bounds):
+    bounds = {"cu_seq_lens_q": bounds.cumulative, "max_length_q": max(bounds.lengths)}
+    return attention.attend_segments(module, *states, None, scaling=0.25, **bounds)[0]
+
+
+def distances(dtype, attend):
     """How far the gradients of a layer's attention in a dtype are from those in float64."""
     torch.manual_seed(3)
     lengths = (37, 64, 20)
     bounds = Bounds(lengths, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32))
-    states = [torch.randn(1, heads, sum(lengths), 16).bfloat16() for heads in (4, 2, 2)]
+    heads = (4, 4, 4) if attend is of_images else (4, 2, 2)
+    states = [torch.randn(1, count, sum(lengths), 16).bfloat16() for count in heads]
     weights = torch.randn(1, sum(lengths), 4, 16).bfloat16()
 
     def gradients(number):
         given = [state.detach().to(number, copy=True).requires_grad_() for state in states]
         module = torch.nn.Module()
-        module.num_key_value_groups, module.is_causal = 2, True
-        output = attention.attend(module, *given, bounds, scaling=0.25)[0]
+        module.num_key_value_groups, module.is_causal = heads[0] // heads[1], heads[1] == 2
+        output = attend(module, given, bounds)
         assert output.dtype is number
         (output * weights.to(number)).sum().backward()
         return [state.grad for state in given]
@@ -147,14 +165,16 @@ def distances(dtype):
     ]
 
 
-def test_gradients_in_bf16_are_rounded_once(monkeypatch):
+@pytest.mark.parametrize("attend", [of_rows, of_turned_rows, of_images])
+def test_gradients_in_bf16_are_rounded_once(attend, monkeypatch):
     """Made in fp32, where torch is faster too; the control: in bf16 they are further off."""
-    ours = distances(torch.bfloat16)
+    ours = distances(torch.bfloat16, attend)
     assert max(ours) < 2**-9  # half of the last of 8 bits
-    assert max(distances(torch.float32)) < 1e-5
-    monkeypatch.setattr(attention, "_is_slow", lambda _: False)
-    assert all(mine < stock for mine, stock in zip(ours, distances(torch.bfloat16), strict=True))
-    assert max(distances(torch.bfloat16)) > 2**-9
+    assert max(distances(torch.float32, attend)) < 1e-5
+    monkeypatch.setattr(attention, "_is_slow", lambda *_: False)
+    stock = distances(torch.bfloat16, attend)
+    assert all(mine < theirs for mine, theirs in zip(ours, stock, strict=True))
+    assert max(stock) > 2**-9
 
 
 # The vision tower

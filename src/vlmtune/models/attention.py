@@ -100,10 +100,11 @@ def attend(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if _is_slow(query) and (attention_mask is None or isinstance(attention_mask, Bounds)):
+    slow = _is_slow(query, key, value)
+    if slow and (attention_mask is None or isinstance(attention_mask, Bounds)):
         with torch.autocast("cpu", enabled=False):
             precise = (query.float(), key.float(), value.float())
-            return attend(module, *precise, attention_mask, **arguments)[0].to(query.dtype), None
+            return attend(module, *precise, attention_mask, **arguments)[0].to(value.dtype), None
     stock: Any = sdpa_attention_forward
     if not isinstance(attention_mask, Bounds):
         output: Tensor = stock(module, query, key, value, attention_mask, **arguments)[0]
@@ -141,10 +142,15 @@ def attend_segments(
     for name in ("cu_seq_lens_k", "max_length_k"):
         arguments.pop(name, None)
     states = (query, key, value)
+    lengths = bounds.diff().tolist() if query.device.type == "cpu" else []
+    if _is_slow(*states):
+        with torch.autocast("cpu", enabled=False):
+            precise = (query.float(), key.float(), value.float())
+            return _one_by_one(module, precise, lengths, arguments).to(value.dtype), None
     if _has_kernel(query, arguments):
         scale = arguments.get("scaling")
         return _on_gpu(states, bounds.to(torch.int32), longest, scale, causal=False), None
-    return _one_by_one(module, states, bounds.diff().tolist(), arguments), None
+    return _one_by_one(module, states, lengths or bounds.diff().tolist(), arguments), None
 
 
 def use_segments(tower: nn.Module) -> None:
@@ -176,9 +182,16 @@ def _one_by_one(
     return torch.cat([stock(module, *part, None, **arguments)[0] for part in parts], dim=1)
 
 
-def _is_slow(query: Tensor) -> bool:
-    """Whether torch's backward would be slow: in bf16 on a CPU it takes five times fp32's."""
-    return query.device.type == "cpu" and query.dtype is torch.bfloat16 and query.requires_grad
+def _is_slow(*states: Tensor) -> bool:
+    """Whether torch's backward would be slow: in bf16 on a CPU it takes five times fp32's.
+
+    Under autocast one bf16 state is enough: rotated queries and keys come in fp32.
+    """
+    return (
+        states[0].device.type == "cpu"
+        and any(state.dtype is torch.bfloat16 for state in states)
+        and any(state.requires_grad for state in states)
+    )
 
 
 def _on_gpu(

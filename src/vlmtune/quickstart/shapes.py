@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,10 +104,15 @@ def _named(shape: Shape) -> str:
     return f"{article} {shape.colour} {shape.kind}"
 
 
-def spans(scene: Scene) -> str:
-    """Where each shape reaches, in percent of the picture, in plain words."""
+def spans(scene: Scene, order: Sequence[Shape] = ()) -> str:
+    """Where each shape reaches, in percent of the picture, in plain words.
+
+    Args:
+        scene: The scene.
+        order: Its shapes in the order to name them; empty: from left to right.
+    """
     said = []
-    for shape in scene.shapes:
+    for shape in order or scene.shapes:
         left, top, right, bottom = _percent(shape, scene)
         said.append(
             f"{shape.colour} {shape.kind} from {left} across {top} down "
@@ -121,10 +127,31 @@ def reach(shape: Shape, scene: Scene) -> str:
     return " ".join(f"{name}:{side}" for name, side in sides)
 
 
-def _percent(shape: Shape, scene: Scene) -> list[str]:
+def shares(shape: Shape, scene: Scene) -> tuple[float, ...]:
+    """Left, top, right and bottom of one of them as shares of the picture."""
     wholes = (scene.width, scene.height) * 2
-    shares = (round(100 * x / whole) for x, whole in zip(shape.box, wholes, strict=True))
-    return [f"{min(99, share):02d}" for share in shares]
+    return tuple(x / whole for x, whole in zip(shape.box, wholes, strict=True))
+
+
+def cells(shape: Shape, scene: Scene, side: int) -> tuple[int, ...]:
+    """Squares of ``side`` pixels, counted row by row, whose middle lies in a shape's box.
+
+    If there is none, the one in which its own middle lies.
+    """
+    left, top, right, bottom = shape.box
+    across, down = scene.width // side, scene.height // side
+    inside = tuple(
+        row * across + column
+        for row in range(down)
+        for column in range(across)
+        if left <= (column + 0.5) * side < right and top <= (row + 0.5) * side < bottom
+    )
+    x, y = shape.centre
+    return inside or (int(y // side) * across + int(x // side),)
+
+
+def _percent(shape: Shape, scene: Scene) -> list[str]:
+    return [f"{min(99, round(100 * share)):02d}" for share in shares(shape, scene)]
 
 
 def _apart(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:

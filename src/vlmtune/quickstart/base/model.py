@@ -128,10 +128,35 @@ class Batch:
     predicts: Tensor
     targets: Tensor
     tasks: Tensor
+    spots: Spots | None = None
+
+
+@dataclass(frozen=True)
+class Spots:
+    """The shapes in a batch's pictures: what they are and where, for ``hints``.
+
+    Attributes:
+        rows: Row of each, ``(spots,)``.
+        words: Ids of its colour and of its kind, ``(spots, 2)``.
+        sides: Left, top, right, bottom as shares of the picture, ``(spots, 4)``.
+        cells: Which of the batch's visual tokens lie in it, ``(spots, visual tokens)``, bool.
+        keys: The same among its row's tokens, ``(spots, tokens)``, bool.
+        asked: Whether it alone is what the row asks for, ``(spots,)``, bool.
+    """
+
+    rows: Tensor
+    words: Tensor
+    sides: Tensor
+    cells: Tensor
+    keys: Tensor
+    asked: Tensor
 
 
 def batch_logits(
-    model: Qwen2VLForConditionalGeneration, batch: Batch, features: Tensor | None = None
+    model: Qwen2VLForConditionalGeneration,
+    batch: Batch,
+    features: Tensor | None = None,
+    scores: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Logits of the trained places, ``(labels, vocabulary)``.
 
@@ -139,29 +164,15 @@ def batch_logits(
         model: The base.
         batch: Rows.
         features: What ``see`` returns for them, where it is known.
+        scores: Its keys are layers; each gets what the attention of the heads that share the first
+            key head weighs, before softmax: ``(rows, heads, tokens, tokens)``.
     """
     if features is None:
         features = see(model, batch)
     embeddings = model.get_input_embeddings()(batch.ids)
     slots = (batch.ids == model.config.image_token_id).unsqueeze(-1)
     embeddings = embeddings.masked_scatter(slots, features.to(embeddings.dtype))
-    return model.lm_head(_speak(model.model.language_model, embeddings, batch))
-
-
-def naming_loss(model: Qwen2VLForConditionalGeneration, features: Tensor, batch: Batch) -> Tensor:
-    """How badly the visual tokens name what the answer says, ``(labels,)``.
-
-    Each visual token is read by the language model's own head; a label's loss is the negative
-    logarithm of the probability that its row's tokens give it together. So the eyes learn at once
-    what the language model would have to discover first: that it can look there.
-    """
-    hidden = functional.rms_norm(features, features.shape[-1:])
-    shares = model.lm_head(hidden).float().log_softmax(dim=-1)
-    sizes = batch.seen[:, :: MERGE**2].sum(dim=1)
-    row_of_token = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    row_of_label = batch.predicts.nonzero()[:, 0]
-    elsewhere = row_of_label[:, None] != row_of_token  # (labels, visual tokens)
-    return -shares.T[batch.targets].masked_fill(elsewhere, MASKED).logsumexp(dim=-1)
+    return model.lm_head(_speak(model.model.language_model, embeddings, batch, scores))
 
 
 def see(model: Qwen2VLForConditionalGeneration, batch: Batch) -> Tensor:
@@ -195,20 +206,25 @@ def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tens
     return attention.proj(output.transpose(1, 2).reshape(rows, count, width))
 
 
-def _speak(language: Any, hidden: Tensor, batch: Batch) -> Tensor:
+def _speak(language: Any, hidden: Tensor, batch: Batch, scores: dict[int, Tensor] | None) -> Tensor:
     """Last states of the trained places, ``(labels, hidden)``."""
     count = hidden.shape[1]
     cos, sin = (part.unsqueeze(1) for part in language.rotary_emb(hidden, batch.positions))
     # Padding stands on the right, where no token of a causal model looks.
     mask = torch.full((count, count), MASKED, dtype=hidden.dtype).triu(1)
-    for layer in language.layers:
-        own = _attend_back(layer.self_attn, layer.input_layernorm(hidden), cos, sin, mask)
+    for number, layer in enumerate(language.layers):
+        own, weighed = _attend_back(layer.self_attn, layer.input_layernorm(hidden), cos, sin, mask)
+        if scores is not None and number in scores:
+            scores[number] = weighed[:, 0]
         hidden = hidden + own
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return language.norm(hidden[batch.predicts])
 
 
-def _attend_back(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+def _attend_back(
+    attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The output, and the scores ``(rows, key heads, groups, tokens, tokens)``."""
     rows, count, width = hidden.shape
     groups, head = attention.num_key_value_groups, attention.head_dim
 
@@ -222,7 +238,7 @@ def _attend_back(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask:
     scores = (query @ key.transpose(2, 3)).view(rows, -1, groups, count, count) + mask
     shares = scores.softmax(dim=-1).view(rows, -1, groups * count, count)
     output = (shares @ value).view(rows, -1, count, head)
-    return attention.o_proj(output.transpose(1, 2).reshape(rows, count, width))
+    return attention.o_proj(output.transpose(1, 2).reshape(rows, count, width)), scores
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

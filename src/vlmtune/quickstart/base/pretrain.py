@@ -22,12 +22,12 @@ from torch.nn import functional
 from vlmtune.formulas.notation import Split
 from vlmtune.quickstart.base.cache import LARGE, LAST, Shard, read_shard, write_shard
 from vlmtune.quickstart.base.export import export
+from vlmtune.quickstart.base.hints import NAME_LAYER, PLACE_LAYER, naming_loss, place_loss
 from vlmtune.quickstart.base.model import (
     BaseSize,
     Batch,
     batch_logits,
     build_model,
-    naming_loss,
     see,
 )
 from vlmtune.quickstart.base.optim import Masters
@@ -44,13 +44,21 @@ LAST_SHARDS = (12, 4)  # while the rates fall: of the quickstart's kind, and of 
 # Share of the spans that ask for one shape by its name, from which step on: finding it by its name
 # takes longer to learn than saying where it is.
 ASKS = ((0, 0.0), (7400, 0.5), (9300, 0.8))
-WEIGHTS = (0.6, 0.1, 0.05, 0.25)  # where things are takes many rows to learn
+# How often each task comes, from which step on: where things are takes many rows to learn.
+FINDS_FROM = 11_059
+WEIGHTS = ((0, (0.6, 0.1, 0.05, 0.25)), (FINDS_FROM, (0.5, 0.05, 0.05, 0.4)))
 HELD_OUT = 512
 # Share of the loss by which the eyes name what they see: with it single symbols are read after half
-# as many steps. What stands in no place (the numbers of spans) is not named.
+# as many steps. What stands in no place (the numbers of spans) is not named; shapes are named where
+# they are as soon as that is told.
 NAMING = 1.5
-_Number = TypeVar("_Number", int, float)
-NAMED = torch.tensor([name != "spans" for name in TASKS])
+NAMED = {
+    finds: torch.tensor(
+        [name in ("formula", "line") or (name == "shapes" and not finds) for name in TASKS]
+    )
+    for finds in (False, True)
+}
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +92,7 @@ class Settings:
         return self.decay_steps > 0 and step > self.decay_start
 
 
-def _at(schedule: Sequence[tuple[int, _Number]], step: int) -> _Number:
+def _at(schedule: Sequence[tuple[int, _Value]], step: int) -> _Value:
     """What holds at a step."""
     return [value for start, value in schedule if step >= start][-1]
 
@@ -112,6 +120,11 @@ def shards_of(step: int, most: int, *, last: bool = False) -> Sequence[int]:
     return range(LARGE, LARGE + count)
 
 
+def _set(rows: Rows, step: int) -> None:
+    """Let rows be those of a step."""
+    rows.weights, rows.asks, rows.finds = _at(WEIGHTS, step), _at(ASKS, step), step >= FINDS_FROM
+
+
 def ease_of(step: int) -> float:
     """1 while the rows are the shortest, 0 when all come."""
     return min(1.0, max(0.0, (FULL - step) / (FULL - EASY)))
@@ -133,7 +146,7 @@ class Run:
         self.tokenizer = build_tokenizer()
         self.model = build_model(BaseSize(), self.tokenizer, settings.seed).bfloat16()
         self.masters = Masters(self.model, settings.rate, settings.other_rate)
-        self.rows = Rows(settings.seed, WEIGHTS)
+        self.rows = Rows(settings.seed, _at(WEIGHTS, 0))
         self.collator = Collator(self.tokenizer)
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self._shown: list[tuple[np.ndarray, np.ndarray]] = []
@@ -163,17 +176,20 @@ class Run:
         self.step += 1
         shards = shards_of(self.step, self.settings.shards, last=self.settings.decays(self.step))
         self.rows.use(shards, self._shard)
-        self.rows.asks = _at(ASKS, self.step)
+        _set(self.rows, self.step)
         rows = self.rows.step(self.step, rows_of(self.step), ease_of(self.step))
         batches = self.collator.batches(rows)
         labels = sum(len(batch.targets) for batch in batches)
         for batch in batches:
             features = see(self.model, batch)
-            logits = batch_logits(self.model, batch, features).float()
+            scores = dict.fromkeys((NAME_LAYER, PLACE_LAYER), torch.empty(0))
+            logits = batch_logits(self.model, batch, features, scores).float()
             losses = functional.cross_entropy(logits, batch.targets, reduction="none")
-            named = NAMED[batch.tasks] & (batch.targets != self.collator.end)
-            naming = naming_loss(self.model, features, batch)[named].sum()
-            ((losses.sum() + NAMING * naming) / labels).backward()
+            named = NAMED[self.rows.finds][batch.tasks] & (batch.targets != self.collator.end)
+            hints = naming_loss(self.model, features, batch)[named].sum()
+            if batch.spots is not None:
+                hints = hints + place_loss(self.model, features, batch, batch.spots, scores)
+            ((losses.sum() + NAMING * hints) / labels).backward()
             self._shown.append((batch.tasks.numpy(), losses.detach().numpy()))
         self.masters.step(self.settings.factor(self.step))
         self.seen += len(rows)
@@ -213,8 +229,8 @@ class Run:
         return {name: round(sum(hits) / len(hits), 4) for name, hits in right.items() if hits}
 
     def _held_out_rows(self) -> list[Row]:
-        rows = Rows(self.settings.seed + 1, WEIGHTS)
-        rows.asks = _at(ASKS, self.step)
+        rows = Rows(self.settings.seed + 1, _at(WEIGHTS, self.step))
+        _set(rows, self.step)
         number = LARGE if self.step >= LARGE_FROM else 0
         if self.settings.decay_steps:
             number = LAST

@@ -11,10 +11,20 @@ import numpy as np
 import torch
 
 from vlmtune.quickstart.base.cache import Shard
-from vlmtune.quickstart.base.model import MERGE, PATCH, Batch
+from vlmtune.quickstart.base.model import MERGE, PATCH, Batch, Spots
 from vlmtune.quickstart.lines import line_ink, random_line
 from vlmtune.quickstart.pictures import SIDE, worn
-from vlmtune.quickstart.shapes import Scene, described, draw_scene, random_scene, reach, spans
+from vlmtune.quickstart.shapes import (
+    Scene,
+    Shape,
+    cells,
+    described,
+    draw_scene,
+    random_scene,
+    reach,
+    shares,
+    spans,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,6 +46,23 @@ ASKED = ("How far does the {} reach?", "From where to where does the {} reach?",
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A shape in a row's picture.
+
+    Attributes:
+        words: Its colour and its kind.
+        sides: Left, top, right, bottom as shares of the picture.
+        cells: Numbers of the visual tokens in it.
+        asked: Whether it alone is what the row asks for.
+    """
+
+    words: tuple[str, str]
+    sides: tuple[float, ...]
+    cells: tuple[int, ...]
+    asked: bool
+
+
+@dataclass(frozen=True)
 class Row:
     """One row.
 
@@ -44,12 +71,14 @@ class Row:
         page: ``(height, width)`` or ``(height, width, 3)``, whole tokens, 0 … 255.
         prompt: The question.
         answer: Its answer.
+        spots: The shapes in its picture, where they are told to the base.
     """
 
     task: int
     page: np.ndarray
     prompt: str
     answer: str
+    spots: tuple[Spot, ...] = ()
 
     @property
     def patches(self) -> int:
@@ -65,13 +94,16 @@ class Rows:
         weights: How often each of ``TASKS`` comes.
 
     Attributes:
+        weights: The same; to be changed at will.
         asks: Share of the rows of spans that ask for one shape by its name.
+        finds: Whether rows with shapes tell where these are, spans come in any order, and an
+            answer about one shape names it.
     """
 
     def __init__(self, seed: int, weights: Sequence[float]) -> None:
-        self._seed, self._weights = seed, tuple(weights)
+        self._seed, self.weights = seed, tuple(weights)
         self._shards: dict[int, Shard] = {}
-        self.asks = 0.0
+        self.asks, self.finds = 0.0, False
 
     def use(self, numbers: Sequence[int], read: Callable[[int], Shard]) -> None:
         """Take formulas from these shards alone; ``read`` fetches those that are not here yet."""
@@ -89,7 +121,7 @@ class Rows:
         """
         rng = random.Random(f"{self._seed} {number}")
         noise = np.random.default_rng([self._seed, number])
-        tasks = rng.choices(range(len(TASKS)), self._weights, k=count)
+        tasks = rng.choices(range(len(TASKS)), self.weights, k=count)
         return [self._row(task, rng, noise, ease) for task in tasks]
 
     def _row(self, task: int, rng: random.Random, noise: np.random.Generator, ease: float) -> Row:
@@ -101,13 +133,24 @@ class Rows:
             text = random_line(rng, rng.randint(1, max(2, round(16 * (1 - ease)))))
             page, answer = worn(line_ink(text, rng, rng.randint(17, 27)), rng, noise), text
         else:
-            say: Callable[[Scene], str] = described if name == "shapes" else spans
-            scene = random_scene(rng, 1 if rng.random() < ease else rng.choice((1, 2, 2, 3)))
-            page, answer = draw_scene(scene), say(scene)
-            if self.asks and name == "spans" and rng.random() < self.asks:
-                shape = rng.choice(scene.shapes)
-                prompt, answer = rng.choice(ASKED).format(shape.kind), reach(shape, scene)
+            return self._scene(task, prompt, rng, ease)
         return Row(task, page, prompt, answer)
+
+    def _scene(self, task: int, prompt: str, rng: random.Random, ease: float) -> Row:
+        scene = random_scene(rng, 1 if rng.random() < ease else rng.choice((1, 2, 2, 3)))
+        asked = None
+        if TASKS[task] == "shapes":
+            answer = described(scene)
+        elif self.asks and rng.random() < self.asks:
+            asked = rng.choice(scene.shapes)
+            prompt, answer = rng.choice(ASKED).format(asked.kind), reach(asked, scene)
+            if self.finds:
+                answer = f"{asked.kind} {answer}"
+        else:
+            order = rng.sample(scene.shapes, len(scene.shapes)) if self.finds else ()
+            answer = spans(scene, order)
+        spots = tuple(_spot(shape, scene, shape is asked) for shape in scene.shapes)
+        return Row(task, draw_scene(scene), prompt, answer, spots if self.finds else ())
 
     def _formula(
         self, rng: random.Random, noise: np.random.Generator, ease: float
@@ -119,6 +162,11 @@ class Rows:
             row = rng.randrange(len(shard.said))
             if len(shard.said[row].split()) <= longest:
                 return worn(shard.picture(row), rng, noise), shard.said[row]
+
+
+def _spot(shape: Shape, scene: Scene, asked: bool) -> Spot:
+    words = (shape.colour, shape.kind)
+    return Spot(words, shares(shape, scene), cells(shape, scene, SIDE), asked)
 
 
 class Collator:
@@ -182,6 +230,29 @@ class Collator:
             predicts=torch.from_numpy(labelled),
             targets=torch.from_numpy(labels[labelled]),
             tasks=torch.from_numpy(tasks[labelled]),
+            spots=self._spots(rows, longest),
+        )
+
+    def _spots(self, rows: Sequence[Row], longest: int) -> Spots | None:
+        spots = [(at, spot) for at, row in enumerate(rows) for spot in row.spots]
+        if not spots:
+            return None
+        sizes = [row.patches // MERGE**2 for row in rows]
+        starts = np.cumsum([0, *sizes])
+        inside = np.zeros((len(spots), sum(sizes)), dtype=bool)
+        keys = np.zeros((len(spots), longest), dtype=bool)
+        for number, (at, spot) in enumerate(spots):
+            here = np.array(spot.cells)
+            inside[number, starts[at] + here] = True
+            keys[number, len(self._before) + here] = True
+        words = [[self._text(f" {word}")[-1] for word in spot.words] for _, spot in spots]
+        return Spots(
+            rows=torch.tensor([at for at, _ in spots]),
+            words=torch.tensor(words),
+            sides=torch.tensor([spot.sides for _, spot in spots]),
+            cells=torch.from_numpy(inside),
+            keys=torch.from_numpy(keys),
+            asked=torch.tensor([spot.asked for _, spot in spots]),
         )
 
     def _tokens(self, row: Row, grid: tuple[int, int]) -> tuple[list[int], int, np.ndarray]:
