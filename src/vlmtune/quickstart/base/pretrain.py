@@ -46,7 +46,11 @@ LAST_SHARDS = (12, 4)  # while the rates fall: of the quickstart's kind, and of 
 ASKS = ((0, 0.0), (7400, 0.5), (9300, 0.8))
 # How often each task comes, from which step on: where things are takes many rows to learn.
 FINDS_FROM = 11_059
-WEIGHTS = ((0, (0.6, 0.1, 0.05, 0.25)), (FINDS_FROM, (0.5, 0.05, 0.05, 0.4)))
+WEIGHTS = (
+    (0, (0.6, 0.1, 0.05, 0.25)),
+    (FINDS_FROM, (0.5, 0.05, 0.05, 0.4)),
+    (11_557, (0.65, 0.05, 0.05, 0.25)),
+)
 HELD_OUT = 512
 # Share of the loss by which the eyes name what they see: with it single symbols are read after half
 # as many steps. What stands in no place (the numbers of spans) is not named; shapes are named where
