@@ -153,4 +153,4 @@ def test_what_holds_from_which_step():
     pretrain._set(rows, pretrain.FINDS_FROM - 1)
     assert (rows.finds, rows.weights) == (False, pretrain.WEIGHTS[0][1])
     pretrain._set(rows, pretrain.FINDS_FROM)
-    assert (rows.finds, rows.weights) == (True, pretrain.WEIGHTS[-1][1])
+    assert (rows.finds, rows.weights) == (True, pretrain.WEIGHTS[1][1])
