@@ -167,6 +167,33 @@ def step(model, family, batch):
     return loss.detach(), dict(named)
 
 
+def drop(self, input):
+    """Dropout by our draws."""
+    if not self.p or not self.training:
+        return input
+    return input.masked_fill(fused.drops(input, self.p), 0) / (1 - self.p)
+
+
+def test_dropout_draws_its_share():
+    """Each value for itself, and a new one each time; nothing where nothing is to be dropped."""
+    torch.manual_seed(3)
+    x = torch.zeros(333, 1001)
+    for share in (0.05, 0.1, 0.5, 0.9):
+        dropped = fused.drops(x, share)
+        assert dropped.shape == x.shape
+        error = (share * (1 - share) / x.numel()) ** 0.5
+        assert float(dropped.float().mean()) == pytest.approx(share, abs=4 * error)
+        for axis in (0, 1):  # neighbours, four of which come from one random number
+            both = (dropped & dropped.roll(1, dims=axis)).float().mean()
+            assert float(both) == pytest.approx(share**2, abs=8 * error)
+        assert not torch.equal(dropped, fused.drops(x, share))
+    seeded = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        seeded.append(fused.drops(x, 0.05))
+    assert torch.equal(*seeded)
+
+
 @pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize(("dropout", "merges"), [(0.0, True), (0.0, False), (0.3, None)])
 def test_fused_adapters_are_pefts(folder, monkeypatch, dropout, merges):
@@ -183,6 +210,7 @@ def test_fused_adapters_are_pefts(folder, monkeypatch, dropout, merges):
     loss, gradients = step(model, encoder.family, batch)
     with monkeypatch.context() as stock:
         stock.setattr(products, "onednn_is_faster", lambda: False)
+        stock.setattr(nn.Dropout, "forward", drop)
         expected, theirs = step(model, encoder.family, batch)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert gradients.keys() == theirs.keys()

@@ -41,13 +41,15 @@ class FusedLora(LoraLinear):
             and name in self.lora_A
             and name not in self.lora_variant
             and not base.weight.requires_grad
+            and getattr(self.lora_dropout[name], "p", 0.0) < 1
         )
         if not plain or not self._is_worth(x, name):
             return super().forward(x, *args, **kwargs)
         dropout = self.lora_dropout[name]
-        dropped = dropout(x) if isinstance(dropout, nn.Dropout) and self.training else None
+        share = dropout.p if isinstance(dropout, nn.Dropout) and self.training else 0.0
+        dropped = drops(x, share) if share > 0 else None
         first, second = self.lora_A[name].weight, self.lora_B[name].weight
-        scaling = self.scaling[name]
+        scaling = self.scaling[name] / (1 - share)
         return cast(
             "Tensor", _Fused.apply(x, dropped, base.weight, base.bias, first, second, scaling)
         )
@@ -62,8 +64,22 @@ class FusedLora(LoraLinear):
         )
 
 
+def drops(x: Tensor, share: float) -> Tensor:
+    """Which values of ``x`` a dropout of ``share`` makes zero; bool, of its shape.
+
+    Four from each random number, to 1/65,536 of a share: a number for each value, as torch draws
+    them, took longer than the products.
+    """
+    count = x.numel()
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (draws.view(torch.int16)[:count] < round(share * 2**16) - 2**15).view(x.shape)
+
+
 class _Fused(torch.autograd.Function):
-    """``x @ weight.T + bias + scaling * dropped @ first.T @ second.T``; weight does not train."""
+    """``x @ weight.T + bias + scaling * seen @ first.T @ second.T``; weight does not train.
+
+    ``seen`` is ``x`` with zeros where ``dropped`` says so; ``scaling`` makes up for them.
+    """
 
     @staticmethod
     def forward(  # noqa: PLR0913
@@ -77,11 +93,11 @@ class _Fused(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         first, second = first.to(x.dtype), second.to(x.dtype)
-        seen = _rows(x if dropped is None else dropped)
+        seen = _rows(x if dropped is None else x.masked_fill(dropped, 0))
         inner = products.multiply(seen, first).mul_(scaling)  # (rows, rank)
-        ctx.save_for_backward(seen, inner, weight, first, second)
-        ctx.scaling, ctx.apart = scaling, dropped is not None
-        ctx.merged = not ctx.apart and _merges(seen, weight)
+        ctx.save_for_backward(seen, inner, weight, first, second, dropped)
+        ctx.scaling = scaling
+        ctx.merged = dropped is None and _merges(seen, weight)
         if ctx.merged:
             output = products.multiply(_rows(x), _sum(weight, first, second, scaling), bias)
         else:
@@ -91,23 +107,23 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        seen, inner, weight, first, second = ctx.saved_tensors
-        shape = (*gradients[0].shape[:-1], weight.shape[1])
+        seen, inner, weight, first, second, dropped = ctx.saved_tensors
         gradient = _rows(gradients[0])
         of_inner = products.multiply(gradient, second.t()).mul_(ctx.scaling)
-        of_x, of_dropped = None, None
+        of_x = None
         if ctx.needs_input_grad[0]:
             whole = _sum(weight, first, second, ctx.scaling) if ctx.merged else weight
             of_x = products.multiply(gradient, whole.t())
-            if not ctx.apart and not ctx.merged:
+            if dropped is not None:
+                of_seen = products.multiply(of_inner, first.t())
+                of_x.add_(of_seen.masked_fill_(_rows(dropped), 0))
+            elif not ctx.merged:
                 of_x = products.add_product(of_x, of_inner, first.t())
-            of_x = of_x.view(shape)
-        if ctx.needs_input_grad[1]:
-            of_dropped = products.multiply(of_inner, first.t()).view(shape)
+            of_x = of_x.view(*gradients[0].shape[:-1], weight.shape[1])
         # The first factor is copied where it lies across: the smaller one is.
         of_first = products.multiply(of_inner.t(), seen.t()).float()
         of_second = products.multiply(inner.t(), gradient.t()).float().t()
-        return of_x, of_dropped, None, None, of_first, of_second, None
+        return of_x, None, None, None, of_first, of_second, None
 
 
 def _merges(rows: Tensor, weight: Tensor) -> bool:
