@@ -118,6 +118,7 @@ class Batch:
         predicts: Where the next token is trained, ``(rows, tokens)``, bool.
         targets: The ids to predict there, ``(labels,)``.
         tasks: Task of each label, ``(labels,)``.
+        spots: The shapes in its pictures, where rows tell them.
     """
 
     patches: Tensor
