@@ -28,7 +28,7 @@ HELD_OUT = 200
 REAL = (
     "image.min_pixels=50176", "image.max_pixels=100352", "evaluation.max_new_tokens=160",
     "tuning.train=[language]", "tuning.learning_rates={}", "tuning.dropout=0",
-    "training.learning_rate=6e-3", "training.epochs=6",
+    "training.batch_size=16", "training.learning_rate=6e-3", "training.epochs=6",
 )  # fmt: skip
 
 

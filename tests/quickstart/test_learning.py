@@ -73,7 +73,7 @@ def test_real_formulas_get_better_beyond_doubt(builtin_base, tmp_path, shared_da
     larger = ("image.min_pixels=50176", "image.max_pixels=100352", "evaluation.max_new_tokens=160")
     # Pictures so large take long to look at: once each, by eyes that stay as they are.
     frozen = ("tuning.train=[language]", "tuning.learning_rates={}", "tuning.dropout=0")
-    longer = ("training.learning_rate=6e-3", "training.epochs=6")
+    longer = ("training.batch_size=16", "training.learning_rate=6e-3", "training.epochs=6")
     larger = (*larger, *frozen, *longer)
     found = learned(tmp_path, "formulas", table, 200, *larger)
     before, after = found["before"]["edit_similarity"], found["after"]["edit_similarity"]
