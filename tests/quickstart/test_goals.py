@@ -16,8 +16,6 @@ GOALS = {
     "shapes": {"accuracy": (1.0, 0.95)},
     "boxes": {"box_accuracy_50": (0.1, 0.8)},
 }
-# Its card says what it reads. Run them by --runxfail once it has been trained for longer.
-TOO_YOUNG = "the base has not been pretrained for long enough to reach this"
 
 
 def cut_off() -> list[str]:
@@ -31,16 +29,7 @@ def cut_off() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(
-    "task",
-    [
-        "shapes",
-        *(
-            pytest.param(name, marks=pytest.mark.xfail(run=False, reason=TOO_YOUNG))
-            for name in ("formulas", "boxes")
-        ),
-    ],
-)
+@pytest.mark.parametrize("task", sorted(GOALS))
 def test_it_reaches_its_goal_in_an_empty_home_without_a_network(builtin_base, tmp_path, task):  # noqa: ARG001
     home = tmp_path / "home"
     home.mkdir()
