@@ -2,7 +2,7 @@
 
     python benchmarks/quickstart.py [--tasks formulas shapes boxes] [--real DIR]
 
-Each task is ``vlmtune quickstart --task`` in a process of its own, without a network where the
+Each task is ``vlmtune quickstart --task`` in a process of its own, with two threads and without a network where the
 system can cut it off. DIR holds a CSV of formula pictures (columns image_path and text) that the
 base is tuned on by the recipe ``quickstart``, 200 of them held out. Metrics come with the 95 %
 intervals of the run's own report.
@@ -65,7 +65,7 @@ def quickstart(folder: Path, task: str) -> dict[str, Any]:
     used = run_child(
         vlmtune("quickstart", "--task", task, "--out", str(out)),
         log,
-        environment={"HOME": str(home)},
+        environment={"HOME": str(home), "OMP_NUM_THREADS": "2"},
     )
     if used is None:
         raise SystemExit(log.read_text(encoding="utf-8"))
