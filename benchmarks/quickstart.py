@@ -4,8 +4,8 @@
 
 Each task is ``vlmtune quickstart --task`` in a process of its own, with two threads and without a
 network where the system can cut it off. DIR holds a CSV of formula pictures (columns image_path and
-text) that the base is tuned on by the recipe ``quickstart``, 200 of them held out. Metrics come with
-the 95 % intervals of the run's own report.
+text) that the base is tuned on by the recipe ``quickstart``, 200 of them held out. Metrics come
+with the 95 % intervals of the run's own report.
 """
 
 from __future__ import annotations
