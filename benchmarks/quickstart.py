@@ -65,7 +65,7 @@ def quickstart(folder: Path, task: str) -> dict[str, Any]:
     used = run_child(
         vlmtune("quickstart", "--task", task, "--out", str(out)),
         log,
-        environment={"HOME": str(home), "OMP_NUM_THREADS": "2"},
+        environment={"HOME": str(home), "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
     )
     if used is None:
         raise SystemExit(log.read_text(encoding="utf-8"))
