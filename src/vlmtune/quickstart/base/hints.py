@@ -1,8 +1,8 @@
 """Losses that tell the base where in a picture its answer stands.
 
 From answers alone it learns the same, only later: it would have to discover first that it can look
-there. Without them the base said where *a* shape is, and after half a million rows still not of
-which one it was asked: the eyes had laid down the list of all shapes wherever there was room.
+there. Without them the base said where *a* shape is, and after some 50,000 rows that asked for one
+by its name it still took either of two.
 """
 
 from __future__ import annotations
