@@ -22,16 +22,11 @@ from vlmtune.quickstart.base.cache import LARGE, LAST, read_shard, write_shard
 from vlmtune.quickstart.base.export import export
 from vlmtune.quickstart.base.model import BaseSize, batch_logits, build_model
 from vlmtune.quickstart.base.rows import IN_FULL, Collator, Rows
-from vlmtune.quickstart.base.tokenizer import build_tokenizer, latex_pieces, spoken_words
+from vlmtune.quickstart.base.tokenizer import latex_pieces, spoken_words
 from vlmtune.quickstart.shapes import SHAPES
 from vlmtune.training.loss import label_logits
 
 SMALL = BaseSize(hidden=64, layers=2, intermediate=96, vision_width=64, vision_layers=2)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,10 @@ from vlmtune.quickstart.base import hints, pretrain
 from vlmtune.quickstart.base.hints import NAME_LAYER, PLACE_LAYER, place_loss
 from vlmtune.quickstart.base.model import BaseSize, batch_logits, build_model, see
 from vlmtune.quickstart.base.rows import Collator, Rows
-from vlmtune.quickstart.base.tokenizer import build_tokenizer
 from vlmtune.quickstart.pictures import SIDE
 from vlmtune.quickstart.shapes import COLOURS, SHAPES
 
 SMALL = BaseSize(hidden=64, layers=3, intermediate=96, vision_width=64, vision_layers=2)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ rows, padded batches and generation included, goes the stock way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from itertools import accumulate
 from typing import Any
 
@@ -22,6 +23,7 @@ NAME = "vlmtune_rows"
 # transformers gives bounds to those alone whose name has "flash" in it; to others image by image,
 # asking the device how long each is in every block.
 SEGMENTS = "vlmtune_flash_segments"
+Attention = Callable[..., tuple[Tensor, None]]
 LENGTHS: ContextVar[tuple[int, ...] | None] = ContextVar("lengths", default=None)
 
 
@@ -85,6 +87,29 @@ def rows_or_mask(**arguments: Any) -> Any:
     return Bounds(lengths, cumulative.to(arguments["device"]))
 
 
+def _precise_where_slow(attention: Attention) -> Attention:
+    """An attention that is made in fp32 where torch would be slow; with a mask it stays."""
+
+    @wraps(attention)
+    def precise(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | Bounds | None,
+        **arguments: Any,
+    ) -> tuple[Tensor, None]:
+        states = (query, key, value)
+        if isinstance(attention_mask, Tensor) or not _is_slow(*states):
+            return attention(module, *states, attention_mask, **arguments)
+        with torch.autocast("cpu", enabled=False):
+            wide = (state.float() for state in states)
+            return attention(module, *wide, attention_mask, **arguments)[0].to(value.dtype), None
+
+    return precise
+
+
+@_precise_where_slow
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -100,11 +125,6 @@ def attend(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    slow = _is_slow(query, key, value)
-    if slow and (attention_mask is None or isinstance(attention_mask, Bounds)):
-        with torch.autocast("cpu", enabled=False):
-            precise = (query.float(), key.float(), value.float())
-            return attend(module, *precise, attention_mask, **arguments)[0].to(value.dtype), None
     stock: Any = sdpa_attention_forward
     if not isinstance(attention_mask, Bounds):
         output: Tensor = stock(module, query, key, value, attention_mask, **arguments)[0]
@@ -116,6 +136,7 @@ def attend(
     return _one_by_one(module, (query, key, value), bounds.lengths, arguments), None
 
 
+@_precise_where_slow
 def attend_segments(
     module: nn.Module,
     query: Tensor,
@@ -142,15 +163,10 @@ def attend_segments(
     for name in ("cu_seq_lens_k", "max_length_k"):
         arguments.pop(name, None)
     states = (query, key, value)
-    lengths = bounds.diff().tolist() if query.device.type == "cpu" else []
-    if _is_slow(*states):
-        with torch.autocast("cpu", enabled=False):
-            precise = (query.float(), key.float(), value.float())
-            return _one_by_one(module, precise, lengths, arguments).to(value.dtype), None
     if _has_kernel(query, arguments):
         scale = arguments.get("scaling")
         return _on_gpu(states, bounds.to(torch.int32), longest, scale, causal=False), None
-    return _one_by_one(module, states, lengths or bounds.diff().tolist(), arguments), None
+    return _one_by_one(module, states, bounds.diff().tolist(), arguments), None
 
 
 def use_segments(tower: nn.Module) -> None:
