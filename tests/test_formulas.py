@@ -25,7 +25,6 @@ from vlmtune.formulas import (
     split_of,
     write_formula_table,
 )
-from vlmtune.formulas.notation import said_in_full
 
 
 def test_a_picture_is_black_on_white_with_its_padding():
@@ -104,24 +103,6 @@ def test_what_is_said_tells_formulas_apart_and_is_not_latex():
     assert len({words for _, words in pairs}) == len(pairs) == len({text for text, _ in pairs})
     spoken = " ".join(words for _, words in pairs)
     assert not set("\\{}^_") & set(spoken)
-
-
-def test_what_is_said_in_full_marks_each_part_and_tells_formulas_apart():
-    sub = Node("sub", (Node("a"), Node("1")))
-    tree = Node("row", (Node("fraction", (sub, Node(r"\beta"))), Node("="), Node(r"\Gamma")))
-    brief, full = said(tree), said_in_full(latex(tree))
-    assert full == ("fraction start a sub start 1 end end over start beta end equals big gamma")
-    assert brief != full
-    assert (
-        said_in_full(r"\sqrt [ 3 ] { \hat { x } }")
-        == "root degree 3 then start hat start x end end"
-    )
-    written = formulas(3000, seed=9)
-    spoken = [said_in_full(formula) for formula in written]
-    assert len(set(spoken)) == len(written)
-    assert not set("\\{}^_") & set(" ".join(spoken))
-    for formula, words in zip(written, spoken, strict=True):
-        assert words.split().count("start") == formula.split().count("{")
 
 
 def test_formulas_are_not_trivial():

@@ -78,16 +78,6 @@ _RULES = {
 }
 RULES = {name: (latex.split(), said.split()) for name, (latex, said) in _RULES.items()}
 _CAPITAL_GREEK = "big"
-# What stands for a token of LaTeX where each part is marked.
-_FULL = {
-    "{": "start", "}": "end", "[": "degree", "]": "then", "_": "sub", "^": "power",
-    "(": "open", ")": "close", r"\left(": "big open", r"\right)": "big close",
-    r"\left[": "square open", r"\right]": "square close", r"\left|": "size of",
-    r"\right|": "size end", r"\frac": "fraction", r"\binom": "choose", r"\sqrt": "root",
-    r"\sum": "sum", r"\prod": "product", r"\int": "integral", r"\oint": "loop integral",
-    r"\lim": "limit", r"\max": "maximum", r"\min": "minimum", r"\overline": "line above",
-    **ACCENTS, **ALPHABETS,
-}  # fmt: skip
 SAID = {
     **{symbol: symbol for symbol in (*LETTERS, *CAPITALS, *DIGITS)},
     **{name: name[1:] for name in GREEK if name[1].islower()},
@@ -117,19 +107,6 @@ def latex(node: Node) -> str:
 def said(node: Node) -> str:
     """The formula in plain words."""
     return " ".join(_write(node, 1))
-
-
-def said_in_full(formula: str) -> str:
-    """A formula in plain words that mark where each part starts and where it ends.
-
-    The verbose way of reading aloud, as MathSpeak has one: ``fraction start a sub start 1 end end
-    over start b end``.
-
-    Args:
-        formula: What ``latex`` returned.
-    """
-    words = " ".join(_FULL.get(token) or SAID[token] for token in formula.split())
-    return words.replace("end start", "end over start")
 
 
 def symbols(node: Node) -> int:

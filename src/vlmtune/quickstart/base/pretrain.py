@@ -52,9 +52,6 @@ WEIGHTS = (
     (11_557, (0.65, 0.05, 0.05, 0.25)),
 )
 LONGER_FROM = 12_296  # the longer one of two formulas: what is wrong is wrong in long ones
-# Share of the formulas that are said in full, from which step on: who can say what is read in two
-# ways learns a third one sooner.
-SAID_IN_FULL = ((0, 0.0), (12_296, 0.6))
 HELD_OUT = 512
 # Share of the loss by which the eyes name what they see: with it single symbols are read after half
 # as many steps. What stands in no place (the numbers of spans) is not named; shapes are named where
@@ -131,7 +128,6 @@ def shards_of(step: int, most: int, *, last: bool = False) -> Sequence[int]:
 def _set(rows: Rows, step: int) -> None:
     """Let rows be those of a step."""
     rows.weights, rows.asks = _at(WEIGHTS, step), _at(ASKS, step)
-    rows.full = _at(SAID_IN_FULL, step)
     rows.finds, rows.longer = step >= FINDS_FROM, step >= LONGER_FROM
 
 

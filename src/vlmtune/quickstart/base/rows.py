@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vlmtune.formulas.notation import said_in_full
 from vlmtune.quickstart.base.cache import Shard
 from vlmtune.quickstart.base.model import MERGE, PATCH, Batch, Spots
 from vlmtune.quickstart.lines import line_ink, random_line
@@ -42,8 +41,6 @@ PROMPTS = {
                "Which shapes are here?"),
     "spans": ("Describe exactly what is where.", "From where to where does each shape reach?"),
 }  # fmt: skip
-IN_FULL = ("Read this formula with every start and end.", "Say this formula, each part marked.",
-           "Read the formula in full.")  # fmt: skip
 ASKED = ("How far does the {} reach?", "From where to where does the {} reach?",
          "What place does the {} take?")  # fmt: skip
 
@@ -102,14 +99,12 @@ class Rows:
         finds: Whether rows with shapes tell where these are, spans come in any order, and an
             answer about one shape names it.
         longer: Whether of two formulas the longer one comes.
-        full: Share of the formulas that are said in full.
     """
 
     def __init__(self, seed: int, weights: Sequence[float]) -> None:
         self._seed, self.weights = seed, tuple(weights)
         self._shards: dict[int, Shard] = {}
         self.asks, self.finds, self.longer = 0.0, False, False
-        self.full = 0.0
 
     def use(self, numbers: Sequence[int], read: Callable[[int], Shard]) -> None:
         """Take formulas from these shards alone; ``read`` fetches those that are not here yet."""
@@ -134,9 +129,7 @@ class Rows:
         name = TASKS[task]
         prompt = rng.choice(PROMPTS[name])
         if name == "formula":
-            page, answer, formula = self._formula(rng, noise, ease)
-            if self.full and rng.random() < self.full:
-                prompt, answer = rng.choice(IN_FULL), said_in_full(formula)
+            page, answer = self._formula(rng, noise, ease)
         elif name == "line":
             text = random_line(rng, rng.randint(1, max(2, round(16 * (1 - ease)))))
             page, answer = worn(line_ink(text, rng, rng.randint(17, 27)), rng, noise), text
@@ -162,7 +155,7 @@ class Rows:
 
     def _formula(
         self, rng: random.Random, noise: np.random.Generator, ease: float
-    ) -> tuple[np.ndarray, str, str]:
+    ) -> tuple[np.ndarray, str]:
         longest = 3 + 40 * (1 - ease)
         shards = list(self._shards.values())
 
@@ -175,7 +168,7 @@ class Rows:
                     return words, shard, row
 
         _, shard, row = max((drawn() for _ in range(1 + self.longer)), key=lambda drawn: drawn[0])
-        return worn(shard.picture(row), rng, noise), shard.said[row], shard.latex[row]
+        return worn(shard.picture(row), rng, noise), shard.said[row]
 
 
 def _spot(shape: Shape, scene: Scene, asked: bool) -> Spot:
