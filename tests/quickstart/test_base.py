@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -175,12 +176,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):
     other = weights("other", "--steps", "4", "--seed", "2")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not all(torch.equal(whole[name], other[name]) for name in whole)
-    decayed = weights(
-        "decayed", "--start", str(tmp_path / "whole" / "state.pt"), "--decay-steps", "2"
-    )
+    decay = ["--start", str(tmp_path / "whole" / "state.pt"), "--decay-steps", "2"]
+    decayed = weights("decayed", *decay)
     assert not all(torch.equal(whole[name], decayed[name]) for name in whole)
-    lines = (tmp_path / "decayed" / "log.jsonl").read_text().splitlines()
-    assert '"rate": 0.0' in lines[-1]
+    weights("broken_off", *decay, "--steps", "5")
+    for folder, rate in (("decayed", 0.0), ("broken_off", 0.5)):
+        lines = (tmp_path / folder / "log.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["rate"] == rate
 
 
 def test_pages_are_whole_tokens(rows):

@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
     last = options.steps
     if options.decay_steps:
         start = _decay_start(options.out, run.step)
-        last = start + options.decay_steps
+        last = min(last, start + options.decay_steps)
         run.settings = Settings(
             **{**asdict(settings), "decay_steps": options.decay_steps, "decay_start": start}
         )
