@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +129,7 @@ def write_task(
     draw = task(name).draw
     (folder / "images").mkdir(parents=True, exist_ok=True)
     table = folder / "rows.jsonl"
-    with table.open("w", encoding="utf-8") as file:
+    with _uncollected(), table.open("w", encoding="utf-8") as file:
         drawn = itertools.chain(draw(rows, False), draw(held_out, True))
         for number, (picture, row) in enumerate(drawn):
             image = f"images/{number:06d}.png"
@@ -136,3 +138,14 @@ def write_task(
             if progress is not None:
                 progress(number + 1, rows + held_out)
     return table
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Leave what exists now to no collection: reading formulas makes so many objects that the
+    collector would go through all of torch's again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
