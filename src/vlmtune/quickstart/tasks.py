@@ -142,8 +142,10 @@ def write_task(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Leave what exists now to no collection: reading formulas makes so many objects that the
-    collector would go through all of torch's again and again."""
+    """Keep the garbage collector from what exists now.
+
+    Reading formulas makes so many objects that it would go through all of torch's again and again.
+    """
     gc.freeze()
     try:
         yield
