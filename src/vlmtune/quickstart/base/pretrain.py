@@ -40,7 +40,7 @@ WARMUP = 50  # steps
 EASY, FULL = 500, 3000  # steps: the shortest rows alone, and from when on all
 SHARDS, STEPS_A_SHARD = 2, 80  # at the start, and until one more is taken up
 LARGE_FROM, LARGE_SHARDS = 5863, (8, 22)  # from when on only large letters; shards then and at last
-# While the rates fall: of the quickstart's kind, and of all. The weights shipped end at step 13,495.
+# While the rates fall: of the quickstart's kind, and of all. The weights shipped end at 13,495.
 LAST_SHARDS = ((0, (12, 4)), (13_496, (20, 4)))
 # Share of the spans that ask for one shape by its name, from which step on: finding it by its name
 # takes longer to learn than saying where it is.
