@@ -163,6 +163,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):
     monkeypatch.setattr(pretrain, "HELD_OUT", 8)
     monkeypatch.setattr(pretrain, "SHARDS", 1)
     monkeypatch.setattr(pretrain, "LARGE_FROM", 3)
+    monkeypatch.setattr(pretrain, "WARMUP", 2)
     common = ["--cache", str(shards), "--shards", "1"]
 
     def weights(folder, *options):
@@ -183,6 +184,33 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):
     for folder, rate in (("decayed", 0.0), ("broken_off", 0.5)):
         lines = (tmp_path / folder / "log.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["rate"] == rate
+
+
+def test_a_run_goes_on_from_an_exported_base(tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(pretrain, "BaseSize", lambda: SMALL)
+    monkeypatch.setattr(pretrain, "ROWS", ((1, 8), (2, 16)))
+    monkeypatch.setattr(pretrain, "HELD_OUT", 8)
+    monkeypatch.setattr(pretrain, "SHARDS", 1)
+    monkeypatch.setattr(pretrain, "WARMUP", 4)
+    common = ["--cache", str(shards), "--shards", "1"]
+
+    def run(folder, *options):
+        pretrain.main([str(tmp_path / folder), *common, *options])
+        state = torch.load(tmp_path / folder / "state.pt", weights_only=True)
+        log = json.loads((tmp_path / folder / "log.jsonl").read_text().splitlines()[-1])
+        return state["masters"]["weights"], log
+
+    exported, _ = run("first", "--steps", "2")
+    start = ["--start", str(tmp_path / "first" / "base"), "--after", "2", "--hours", "1"]
+    unmoved, log = run("unmoved", *start, "--steps", "2")
+    assert all(torch.equal(exported[name].bfloat16().float(), unmoved[name]) for name in exported)
+    assert (log["step"], log["rows"], log["seconds"], log["rate"]) == (2, 24, 3600, 0.0)
+    whole, log = run("whole", *start, "--steps", "4", "--decay-steps", "4")
+    assert (log["rows"], log["rate"]) == (56, 0.5 * 0.5)
+    run("parts", *start, "--steps", "3", "--decay-steps", "4")
+    parts, _ = run("parts", *start, "--steps", "4", "--decay-steps", "4", "--resume")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not all(torch.equal(whole[name], unmoved[name]) for name in whole)
 
 
 def test_pages_are_whole_tokens(rows):

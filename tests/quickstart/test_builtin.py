@@ -97,7 +97,7 @@ def test_the_card_takes_its_figures_from_the_logs(tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "300 steps, 3,000 pictures, 3.00 hours of training on one core" in text
+    assert "300 steps, 3,000 pictures, 3.00 core-hours of training on one core" in text
     assert "| 300 | 3,000 | 180 |  | 62.5% |  |  |" in text
     assert "90.0%" not in text
     assert "2.0 MB" in text

@@ -48,8 +48,8 @@ def figures(measured: Sequence[dict[str, Any]], hardware: str, weights: Path) ->
     if shown[-1] is not last:
         shown.append(last)
     lines = [
-        f"{last['step']:,} steps, {last['rows']:,} pictures, {last['seconds'] / 3600:.2f} hours of "
-        f"training on {hardware}.",
+        f"{last['step']:,} steps, {last['rows']:,} pictures, {last['seconds'] / 3600:.2f} "
+        f"core-hours of training on {hardware}.",
         "",
         f"`model.safetensors`: {size / 1e6:.1f} MB, sha256 "
         f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`.",

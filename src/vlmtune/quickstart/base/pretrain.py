@@ -40,8 +40,7 @@ WARMUP = 50  # steps
 EASY, FULL = 500, 3000  # steps: the shortest rows alone, and from when on all
 SHARDS, STEPS_A_SHARD = 2, 80  # at the start, and until one more is taken up
 LARGE_FROM, LARGE_SHARDS = 5863, (8, 22)  # from when on only large letters; shards then and at last
-# While the rates fall: of the quickstart's kind, and of all. The weights shipped end at 13,495.
-LAST_SHARDS = ((0, (12, 4)), (13_496, (20, 4)))
+LAST_SHARDS = ((0, (12, 4)), (13_496, (20, 4)))  # while the rates fall: as the quickstart's; as all
 # Share of the spans that ask for one shape by its name, from which step on: finding it by its name
 # takes longer to learn than saying where it is.
 ASKS = ((0, 0.0), (7400, 0.5), (9300, 0.8))
@@ -78,6 +77,7 @@ class Settings:
         other_rate: Learning rate of everything else.
         decay_steps: Steps at the end in which the rates fall to zero; 0 for none.
         decay_start: The step after which they fall.
+        weights_after: Steps that the weights had had before the optimizer's first.
     """
 
     seed: int = 1
@@ -86,12 +86,14 @@ class Settings:
     other_rate: float = 2e-3
     decay_steps: int = 0
     decay_start: int = 0
+    weights_after: int = 0
 
     def factor(self, step: int) -> float:
         """Share of the learning rates that a step uses."""
+        warm = min(1.0, (step - self.weights_after) / WARMUP)
         if self.decays(step):
-            return max(0.0, 1 - (step - self.decay_start) / self.decay_steps)
-        return min(1.0, step / WARMUP)
+            return warm * max(0.0, 1 - (step - self.decay_start) / self.decay_steps)
+        return warm
 
     def decays(self, step: int) -> bool:
         """Whether the rates fall at a step."""
@@ -140,6 +142,8 @@ def ease_of(step: int) -> float:
 class Run:
     """A pretraining run in a folder.
 
+    Its seconds are those of its processor time: what it shares the cores with does not count.
+
     Args:
         out: Its folder: ``state.pt``, ``log.jsonl`` and ``base/``.
         cache: Folder of the rendered formulas.
@@ -158,6 +162,21 @@ class Run:
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self._shown: list[tuple[np.ndarray, np.ndarray]] = []
         self._held_out: list[tuple[list[Row], list[Batch]]] = []
+
+    def begin(self, base: Path, hours: float) -> None:
+        """Go on from the weights of an exported base, with new optimizers.
+
+        Args:
+            base: Its folder.
+            hours: Core-hours that it has had; its steps are in the settings.
+        """
+        from transformers import Qwen2VLForConditionalGeneration
+
+        stored = Qwen2VLForConditionalGeneration.from_pretrained(base)
+        self.model.load_state_dict(stored.state_dict())
+        self.masters = Masters(self.model, self.settings.rate, self.settings.other_rate)
+        self.step, self.seconds = self.settings.weights_after, 3600 * hours
+        self.seen = sum(rows_of(step) for step in range(1, self.step + 1))
 
     def restore(self, path: Path) -> None:
         """Continue from a state."""
@@ -179,7 +198,7 @@ class Run:
 
     def train_step(self) -> None:
         """One optimizer step."""
-        started = time.perf_counter()
+        started = time.process_time()
         self.step += 1
         shards = shards_of(self.step, self.settings.shards, last=self.settings.decays(self.step))
         self.rows.use(shards, self._shard)
@@ -200,7 +219,7 @@ class Run:
             self._shown.append((batch.tasks.numpy(), losses.detach().numpy()))
         self.masters.step(self.settings.factor(self.step))
         self.seen += len(rows)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.process_time() - started
 
     def _shard(self, number: int, split: Split = "pretraining") -> Shard:
         return read_shard(write_shard(self.cache, number, split=split, seed=self.settings.seed))
@@ -282,7 +301,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cache", type=Path, help="rendered formulas (default: OUT/cache)")
     parser.add_argument("--resume", action="store_true", help="continue OUT/state.pt if there")
-    parser.add_argument("--start", type=Path, help="begin with this state of another run")
+    parser.add_argument("--start", type=Path, help="begin with another run's state.pt, or base/")
+    parser.add_argument("--after", type=int, default=0, help="steps that --start base/ has had")
+    parser.add_argument("--hours", type=float, default=0, help="core-hours that it has had")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after this step")
     parser.add_argument("--decay-steps", type=int, default=0, help="end with so many, then stop")
     parser.add_argument("--minutes", type=float, default=5, help="between checkpoints")
@@ -295,10 +316,16 @@ def main(arguments: list[str] | None = None) -> None:
     state = options.out / "state.pt"
     source = state if options.resume and state.exists() else options.start
     settings = Settings(
-        seed=options.seed, shards=options.shards, rate=options.rate, other_rate=options.other_rate
+        seed=options.seed,
+        shards=options.shards,
+        rate=options.rate,
+        other_rate=options.other_rate,
+        weights_after=options.after,
     )
     run = Run(options.out, options.cache or options.out / "cache", settings)
-    if source is not None:
+    if source is not None and source.is_dir():
+        run.begin(source, options.hours)
+    elif source is not None:
         run.restore(source)
     last = options.steps
     if options.decay_steps:
