@@ -71,6 +71,24 @@ def test_a_linear_layer_is_the_stock_one(counted, bias, shape):
     assert ours.state_dict().keys() == stock.state_dict().keys()
 
 
+def test_sixteen_numbers_of_rows_an_octave_have_kernels():
+    filled = {count: products.filled_count(count) for count in range(1, 5000)}
+    assert all(0 <= whole - count < max(16, count / 16) for count, whole in filled.items())
+    assert len({filled[count] for count in range(257, 513)}) == 16
+    assert len({filled[count] for count in range(1025, 2049)}) == 16
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_rows_filled_up_with_anything_else_are_noticed(monkeypatch):
+    """The control: they would be part of the weight's gradient."""
+    stock = nn.Linear(24, 48)
+    ours = copy.deepcopy(stock)
+    products.speed_up(ours)
+    monkeypatch.setattr(torch.Tensor, "zero_", lambda self: self.fill_(1.0))
+    with pytest.raises(AssertionError):
+        same(gradients_of(ours, torch.randn(40, 24)), gradients_of(stock, torch.randn(40, 24)))
+
+
 @pytest.mark.usefixtures("everywhere")
 def test_another_product_is_noticed(monkeypatch):
     """The control: a gradient that is summed wrongly differs."""

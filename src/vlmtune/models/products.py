@@ -11,7 +11,6 @@ What they compute is the same product summed in another order (1e-6 of it in fp3
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -22,10 +21,10 @@ from torch import Tensor, nn
 FEW_ROWS = 32  # below, oneDNN takes as long to begin as MKL takes in all
 SMALL = 2**20  # multiplications: below, what Python adds is more than what is gained
 CPU_FACTS = Path("/proc/cpuinfo")
-# Each number of rows has a kernel of its own, and every pack has its own number: of the 1,024 that
-# are kept, a run would fill memory by 50 MB a step. Two caches lie on each other, oneDNN's and, in
-# each thread, that of torch's way to it; both read their size at the first product.
-KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+# Each number of rows has a kernel of its own, made in a quarter of a millisecond (much more on a
+# busy machine), and every pack has its own number: rows are filled up with zeros to one of 16
+# numbers an octave. The 1,024 kernels that oneDNN keeps are then enough, at 0.5 MB each.
+SMALLEST_STEP = 16
 
 
 def speed_up(model: nn.Module) -> None:
@@ -35,9 +34,6 @@ def speed_up(model: nn.Module) -> None:
     ones) stay as they are.
     """
     faster = onednn_is_faster()
-    if faster:
-        for name, count in KERNELS_KEPT.items():
-            os.environ.setdefault(name, count)
     for module in model.modules():
         if type(module) is nn.Linear and faster:
             module.__class__ = Linear
@@ -69,6 +65,24 @@ def add_product(total: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     """``total + inputs @ weight.T`` by oneDNN in one pass, without a gradient."""
     added: Tensor = torch.ops.mkldnn._linear_pointwise.binary(inputs, total, weight, None, "add")
     return added
+
+
+def filled_up(rows: Tensor) -> Tensor:
+    """``rows (count, width)``, and zeros up to a number of rows that has its kernel already."""
+    count = len(rows)
+    whole = filled_count(count)
+    if whole == count:
+        return rows
+    filled = rows.new_empty(whole, rows.shape[1])
+    filled[:count].copy_(rows)
+    filled[count:].zero_()
+    return filled
+
+
+def filled_count(count: int) -> int:
+    """``count`` or a little more: of 16 numbers an octave the next one."""
+    step = max(SMALLEST_STEP, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
 
 
 def is_worth(inputs: Tensor, weight: Tensor) -> bool:
@@ -115,18 +129,19 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        product = multiply(inputs.reshape(-1, inputs.shape[-1]), weight, bias)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        product = multiply(filled_up(rows), weight, bias)[: len(rows)]
         return product.view(*inputs.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         of_inputs, of_weight, of_bias = ctx.needs_input_grad
-        gradient = gradients[0].reshape(-1, weight.shape[0])
         rows = inputs.reshape(-1, weight.shape[1])
+        gradient = filled_up(gradients[0].reshape(-1, weight.shape[0]))
         return (
-            multiply(gradient, weight.t()).view(inputs.shape) if of_inputs else None,
-            multiply(gradient.t(), rows.t()) if of_weight else None,
+            multiply(gradient, weight.t())[: len(rows)].view(inputs.shape) if of_inputs else None,
+            multiply(gradient.t(), filled_up(rows).t()) if of_weight else None,
             gradient.sum(0) if of_bias else None,
         )
 

@@ -47,12 +47,12 @@ class FusedLora(LoraLinear):
             return super().forward(x, *args, **kwargs)
         dropout = self.lora_dropout[name]
         share = dropout.p if isinstance(dropout, nn.Dropout) and self.training else 0.0
-        draws = draw(x) if share > 0 else None
+        kept = keeps(draw(x), share, x.dtype) if share > 0 else None
         first, second = self.lora_A[name].weight, self.lora_B[name].weight
         scaling = self.scaling[name] / (1 - share)
         return cast(
             "Tensor",
-            _Fused.apply(x, draws, share, base.weight, base.bias, first, second, scaling),
+            _Fused.apply(x, kept, base.weight, base.bias, first, second, scaling),
         )
 
     def _is_worth(self, x: Tensor, name: str) -> bool:
@@ -89,15 +89,14 @@ def keeps(draws: Tensor, share: float, dtype: torch.dtype) -> Tensor:
 class _Fused(torch.autograd.Function):
     """``x @ weight.T + bias + scaling * seen @ first.T @ second.T``; weight does not train.
 
-    ``seen`` is ``x`` less the ``share`` that the ``draws`` drop; ``scaling`` makes up for it.
+    ``seen`` is ``x`` times what a dropout has ``kept``; ``scaling`` makes up for the rest.
     """
 
     @staticmethod
     def forward(  # noqa: PLR0913
         ctx: Any,
         x: Tensor,
-        draws: Tensor | None,
-        share: float,
+        kept: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         first: Tensor,
@@ -105,37 +104,51 @@ class _Fused(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         first, second = first.to(x.dtype), second.to(x.dtype)
-        seen = _rows(x if draws is None else x * keeps(draws, share, x.dtype))
+        count = x.numel() // x.shape[-1]
+        rows = products.filled_up(_rows(x))
+        seen = rows if kept is None else _times(rows, _rows(kept))
         inner = products.multiply(seen, first).mul_(scaling)  # (rows, rank)
-        ctx.save_for_backward(seen, inner, weight, first, second, draws)
-        ctx.scaling, ctx.share = scaling, share
-        ctx.merged = draws is None and _merges(seen, weight)
+        # Filled up with zeros again in backward, x is kept once for all who saw it.
+        saved = x if kept is None else seen
+        ctx.save_for_backward(saved, inner, weight, first, second, kept)
+        ctx.scaling = scaling
+        ctx.merged = kept is None and _merges(seen, weight)
         if ctx.merged:
-            output = products.multiply(_rows(x), _sum(weight, first, second, scaling), bias)
+            output = products.multiply(rows, _sum(weight, first, second, scaling), bias)
         else:
-            base = products.multiply(_rows(x), weight, bias)
+            base = products.multiply(rows, weight, bias)
             output = products.add_product(base, inner, second)
-        return output.view(*x.shape[:-1], weight.shape[0])
+        return output[:count].view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        seen, inner, weight, first, second, draws = ctx.saved_tensors
-        gradient = _rows(gradients[0])
+        saved, inner, weight, first, second, kept = ctx.saved_tensors
+        count = gradients[0].numel() // gradients[0].shape[-1]
+        gradient = products.filled_up(_rows(gradients[0]))
+        seen = products.filled_up(_rows(saved))
         of_inner = products.multiply(gradient, second.t()).mul_(ctx.scaling)
         of_x = None
         if ctx.needs_input_grad[0]:
             whole = _sum(weight, first, second, ctx.scaling) if ctx.merged else weight
             of_x = products.multiply(gradient, whole.t())
-            if draws is not None:
+            if kept is not None:
                 of_seen = products.multiply(of_inner, first.t())
-                of_x.addcmul_(of_seen, keeps(_rows(draws), ctx.share, of_x.dtype))
+                of_x[:count].addcmul_(of_seen[:count], _rows(kept))
             elif not ctx.merged:
                 of_x = products.add_product(of_x, of_inner, first.t())
-            of_x = of_x.view(*gradients[0].shape[:-1], weight.shape[1])
+            of_x = of_x[:count].view(*gradients[0].shape[:-1], weight.shape[1])
         # The first factor is copied where it lies across: the smaller one is.
         of_first = products.multiply(of_inner.t(), seen.t()).float()
         of_second = products.multiply(inner.t(), gradient.t()).float().t()
-        return of_x, None, None, None, None, of_first, of_second, None
+        return of_x, None, None, None, of_first, of_second, None
+
+
+def _times(rows: Tensor, factors: Tensor) -> Tensor:
+    """``rows`` times ``factors``; zeros where there are more rows than factors."""
+    product = torch.empty_like(rows)
+    torch.mul(rows[: len(factors)], factors, out=product[: len(factors)])
+    product[len(factors) :].zero_()
+    return product
 
 
 def _merges(rows: Tensor, weight: Tensor) -> bool:

@@ -17,7 +17,7 @@ from vlmtune.quickstart.base.rows import TASKS
 CARD = Path(__file__).with_name("MODEL_CARD.md")
 WEIGHTS = Path(__file__).with_name("weights") / "model.safetensors"
 MARKS = ("<!-- written by card.py -->", "<!-- until here -->")
-MOST_ROWS = 12  # of the table
+MOST_ROWS = 16  # of the table
 
 
 def read_logs(logs: Sequence[Path]) -> list[dict[str, Any]]:
