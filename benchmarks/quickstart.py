@@ -1,6 +1,6 @@
 """The quickstart's figures: each task in an empty home, and the same base on real formulas.
 
-    python benchmarks/quickstart.py [--tasks formulas shapes boxes] [--real DIR]
+    python benchmarks/quickstart.py [--tasks formulas shapes boxes] [--real DIR] [--result NAME]
 
 Each task is ``vlmtune quickstart --task`` in a process of its own, with two threads and without a
 network where the system can cut it off. DIR holds a CSV of formula pictures (columns image_path and
@@ -100,10 +100,11 @@ def _interval(estimate: dict[str, float]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write ``results/quickstart-cpu.json``."""
+    """Measure, print, and write ``results/NAME.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     parser.add_argument("--real", type=Path, help="folder of a CSV of formula pictures")
+    parser.add_argument("--result", default="quickstart-cpu", help="name of the file written")
     asked = parser.parse_args()
     result = machine("vlmtune", "torch", "transformers", "peft")
     with tempfile.TemporaryDirectory() as name:
@@ -114,7 +115,7 @@ def main() -> None:
     rows = [row for name, figures in found.items() for row in shown(name, figures)]
     header = ("task", "metric", "before", "after", "wall s", "processor s", "memory GB")
     print(table(header, rows))
-    write_result(RESULTS / "quickstart-cpu.json", result | {"tasks": found})
+    write_result(RESULTS / f"{asked.result}.json", result | {"tasks": found})
 
 
 if __name__ == "__main__":

@@ -47,11 +47,13 @@ def test_it_names_shapes_and_learns_nothing_from_shuffled_names(builtin_base, tm
     short = ("training.batch_size=8", "evaluation.before=false")
 
     def accuracy(name, pictures):
-        found = learned(tmp_path / name, "shapes", pictures, held_out, *short)
-        return found["after"]["accuracy"]["value"]
+        return learned(tmp_path / name, "shapes", pictures, held_out, *short)["after"]["accuracy"]
 
-    assert accuracy("true", table) >= 0.75
-    assert accuracy("shuffled", shuffled(table, rows)) <= 0.45  # of eight shapes
+    true, control = accuracy("true", table), accuracy("shuffled", shuffled(table, rows))
+    assert true["value"] >= 0.75
+    # Not at chance, an eighth: even shuffled names teach the base to answer with the one it knows.
+    assert control["value"] <= 0.55
+    assert control["high"] < true["low"]
 
 
 @pytest.mark.slow
