@@ -42,6 +42,15 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture
+def small_run(shards, monkeypatch):
+    """Options of a pretraining that takes seconds."""
+    monkeypatch.setattr(pretrain, "BaseSize", lambda: SMALL)
+    monkeypatch.setattr(pretrain, "HELD_OUT", 8)
+    monkeypatch.setattr(pretrain, "SHARDS", 1)
+    return ["--cache", str(shards), "--shards", "1"]
+
+
+@pytest.fixture
 def rows(shards):
     rows = Rows(3, (0.4, 0.2, 0.2, 0.2))
     rows.use([0], lambda number: read_shard(shards / f"pretraining-{number:05d}.npz"))
@@ -157,17 +166,13 @@ def test_the_longer_formulas_come(shards):
     assert words(longer=True) > 1.2 * words(longer=False)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):
-    monkeypatch.setattr(pretrain, "BaseSize", lambda: SMALL)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, small_run, monkeypatch):
     monkeypatch.setattr(pretrain, "ROWS", ((1, 8),))
-    monkeypatch.setattr(pretrain, "HELD_OUT", 8)
-    monkeypatch.setattr(pretrain, "SHARDS", 1)
     monkeypatch.setattr(pretrain, "LARGE_FROM", 3)
     monkeypatch.setattr(pretrain, "WARMUP", 2)
-    common = ["--cache", str(shards), "--shards", "1"]
 
     def weights(folder, *options):
-        pretrain.main([str(tmp_path / folder), *common, *options])
+        pretrain.main([str(tmp_path / folder), *small_run, *options])
         state = torch.load(tmp_path / folder / "state.pt", weights_only=True)
         return state["masters"]["weights"]
 
@@ -186,16 +191,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, shards, monkeypatch):
         assert json.loads(lines[-1])["rate"] == rate
 
 
-def test_a_run_goes_on_from_an_exported_base(tmp_path, shards, monkeypatch):
-    monkeypatch.setattr(pretrain, "BaseSize", lambda: SMALL)
+def test_a_run_goes_on_from_an_exported_base(tmp_path, small_run, monkeypatch):
     monkeypatch.setattr(pretrain, "ROWS", ((1, 8), (2, 16)))
-    monkeypatch.setattr(pretrain, "HELD_OUT", 8)
-    monkeypatch.setattr(pretrain, "SHARDS", 1)
     monkeypatch.setattr(pretrain, "WARMUP", 4)
-    common = ["--cache", str(shards), "--shards", "1"]
 
     def run(folder, *options):
-        pretrain.main([str(tmp_path / folder), *common, *options])
+        pretrain.main([str(tmp_path / folder), *small_run, *options])
         state = torch.load(tmp_path / folder / "state.pt", weights_only=True)
         log = json.loads((tmp_path / folder / "log.jsonl").read_text().splitlines()[-1])
         return state["masters"]["weights"], log
