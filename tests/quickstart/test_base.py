@@ -214,6 +214,18 @@ def test_a_run_goes_on_from_an_exported_base(tmp_path, small_run, monkeypatch):
     assert not all(torch.equal(whole[name], unmoved[name]) for name in whole)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--start", "FOLDER"), ("--start", "FOLDER", "--after", "2"), ("--hours", "1"),
+     ("--start", "FOLDER/state.pt", "--after", "2", "--hours", "1")],
+)  # fmt: skip
+def test_what_an_exported_base_does_not_tell_must_be_said(tmp_path, options, capsys):
+    """The schedules of rows and rates would begin anew without a word."""
+    with pytest.raises(SystemExit):
+        pretrain.main([part.replace("FOLDER", str(tmp_path)) for part in ("out", *options)])
+    assert "--after and --hours go with --start base/" in capsys.readouterr().err
+
+
 def test_pages_are_whole_tokens(rows):
     for row in rows:
         assert row.page.dtype == np.uint8

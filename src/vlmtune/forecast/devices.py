@@ -16,6 +16,7 @@ GIGA = 10**9
 NETWORK = 50 * GIGA  # bytes a second and GPU between machines: 400 Gbit/s
 LAUNCH_S = 7e-6  # of a kernel from eager PyTorch: 6 to 8 µs
 CONTEXT_BYTES = 600 * 10**6  # what CUDA itself holds on a GPU
+PROCESS_BYTES = 10**9  # on a CPU: Python, torch, and the kernels that its products keep
 USABLE = 0.95  # of what is left: the allocator's rounding and gaps
 
 
@@ -49,7 +50,9 @@ class Device:
     @property
     def room(self) -> int:
         """Bytes that tensors may take."""
-        return int((self.memory - CONTEXT_BYTES) * USABLE) if self.gpu else self.memory
+        if self.gpu:
+            return int((self.memory - CONTEXT_BYTES) * USABLE)
+        return self.memory - PROCESS_BYTES
 
 
 def _device(name: str, half: float, single: float, memory: int, link: float) -> Device:

@@ -11,6 +11,7 @@ What they compute is the same product summed in another order (1e-6 of it in fp3
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -23,8 +24,13 @@ SMALL = 2**20  # multiplications: below, what Python adds is more than what is g
 CPU_FACTS = Path("/proc/cpuinfo")
 # Each number of rows has a kernel of its own, made in a quarter of a millisecond (much more on a
 # busy machine), and every pack has its own number: rows are filled up with zeros to one of 16
-# numbers an octave. The 1,024 kernels that oneDNN keeps are then enough, at 0.5 MB each.
-FEWEST_FILLED_UP, SMALLEST_STEP = 128, 16
+# numbers an octave, of the multiples of 8 below 256. The 1,024 kernels that oneDNN keeps are then
+# enough, at 0.5 MB each.
+SMALLEST_STEP = 8
+# A server runs for weeks and its packs are small: what it holds shall not grow for hours. Two
+# caches lie on each other, oneDNN's and, in each thread, that of torch's way to it; both read
+# their size at the process's first product.
+KERNELS_OF_A_SERVER = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
 
 def speed_up(model: nn.Module) -> None:
@@ -39,6 +45,12 @@ def speed_up(model: nn.Module) -> None:
             module.__class__ = Linear
         elif type(module) is nn.Conv3d and _cuts_patches(module):
             module.__class__ = PatchConv3d
+
+
+def keep_few_kernels() -> None:
+    """Let the products of this process, of which none is made yet, keep few of their kernels."""
+    for name, count in KERNELS_OF_A_SERVER.items():
+        os.environ.setdefault(name, count)
 
 
 @cache
@@ -80,9 +92,7 @@ def filled_up(rows: Tensor) -> Tensor:
 
 
 def filled_count(count: int) -> int:
-    """``count``, or up to an eighth more, a sixteenth from 256 on: of 16 numbers an octave."""
-    if count < FEWEST_FILLED_UP:
-        return count
+    """The next of 16 numbers an octave, at most a sixteenth more; of the multiples of 8 to 256."""
     step = max(SMALLEST_STEP, 1 << max(0, count.bit_length() - 5))
     return -(-count // step) * step
 

@@ -21,7 +21,7 @@ from vlmtune.batching.planner import Plan
 from vlmtune.batching.vision_cache import CachingEncoder
 from vlmtune.data.dataset import Rows
 from vlmtune.files import write_json
-from vlmtune.forecast.devices import CONTEXT_BYTES, USABLE
+from vlmtune.forecast.devices import CONTEXT_BYTES, PROCESS_BYTES, USABLE
 from vlmtune.forecast.survey import cut
 from vlmtune.models.empty import empty_model
 from vlmtune.models.encode import Encoder
@@ -108,7 +108,8 @@ def room_here(device: torch.device, processes: int) -> int:
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
         return int(min(free, whole - CONTEXT_BYTES) * USABLE * MARGIN["cuda"])
-    return int(available_memory() * MARGIN["cpu"]) // processes  # all of one machine
+    # All are on one machine, and none has its kernels yet.
+    return int(available_memory() * MARGIN["cpu"]) // processes - PROCESS_BYTES
 
 
 def rough_peak(model: nn.Module, recipe: Recipe, tower: str, pixels: int, tokens: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from vlmtune.data.media import ImagePolicy
 from vlmtune.errors import MissingExtraError, UsageError
 from vlmtune.models.load import LoadingConfig
+from vlmtune.models.products import keep_few_kernels
 from vlmtune.serving.engine import Engine
 from vlmtune.serving.front import Front
 from vlmtune.serving.limits import Limits
@@ -86,6 +87,7 @@ def serve(  # noqa: PLR0913
     )
     answering: Front
     if vllm is None:
+        keep_few_kernels()
         served = open_served(
             model, name=name, adapters=adapters, image=image, base=base, loading=loading
         )

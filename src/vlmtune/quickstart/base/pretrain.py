@@ -302,8 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, help="rendered formulas (default: OUT/cache)")
     parser.add_argument("--resume", action="store_true", help="continue OUT/state.pt if there")
     parser.add_argument("--start", type=Path, help="begin with another run's state.pt, or base/")
-    parser.add_argument("--after", type=int, default=0, help="steps that --start base/ has had")
-    parser.add_argument("--hours", type=float, default=0, help="core-hours that it has had")
+    parser.add_argument("--after", type=int, help="steps that --start base/ has had")
+    parser.add_argument("--hours", type=float, help="core-hours that --start base/ has had")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after this step")
     parser.add_argument("--decay-steps", type=int, default=0, help="end with so many, then stop")
     parser.add_argument("--minutes", type=float, default=5, help="between checkpoints")
@@ -315,12 +315,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     state = options.out / "state.pt"
     source = state if options.resume and state.exists() else options.start
+    exported = options.start is not None and options.start.is_dir()
+    if exported != (options.after is not None) or exported != (options.hours is not None):
+        parser.error("--after and --hours go with --start base/, whose weights do not tell them")
     settings = Settings(
         seed=options.seed,
         shards=options.shards,
         rate=options.rate,
         other_rate=options.other_rate,
-        weights_after=options.after,
+        weights_after=options.after or 0,
     )
     run = Run(options.out, options.cache or options.out / "cache", settings)
     if source is not None and source.is_dir():
