@@ -110,11 +110,13 @@ class _Fused(torch.autograd.Function):
         inner = products.multiply(seen, first).mul_(scaling)  # (rows, rank)
         # Filled up with zeros again in backward, x is kept once for all who saw it.
         saved = x if kept is None else seen
-        ctx.save_for_backward(saved, inner, weight, first, second, kept)
+        whole = None
+        if kept is None and _merges(seen, weight):
+            whole = products.add_product(weight, second * scaling, first.t())
+        ctx.save_for_backward(saved, inner, weight, first, second, kept, whole)
         ctx.scaling = scaling
-        ctx.merged = kept is None and _merges(seen, weight)
-        if ctx.merged:
-            output = products.multiply(rows, _sum(weight, first, second, scaling), bias)
+        if whole is not None:
+            output = products.multiply(rows, whole, bias)
         else:
             base = products.multiply(rows, weight, bias)
             output = products.add_product(base, inner, second)
@@ -122,19 +124,18 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        saved, inner, weight, first, second, kept = ctx.saved_tensors
+        saved, inner, weight, first, second, kept, whole = ctx.saved_tensors
         count = gradients[0].numel() // gradients[0].shape[-1]
         gradient = products.filled_up(_rows(gradients[0]))
         seen = products.filled_up(_rows(saved))
         of_inner = products.multiply(gradient, second.t()).mul_(ctx.scaling)
         of_x = None
         if ctx.needs_input_grad[0]:
-            whole = _sum(weight, first, second, ctx.scaling) if ctx.merged else weight
-            of_x = products.multiply(gradient, whole.t())
+            of_x = products.multiply(gradient, (weight if whole is None else whole).t())
             if kept is not None:
                 of_seen = products.multiply(of_inner, first.t())
                 of_x[:count].addcmul_(of_seen[:count], _rows(kept))
-            elif not ctx.merged:
+            elif whole is None:
                 of_x = products.add_product(of_x, of_inner, first.t())
             of_x = of_x[:count].view(*gradients[0].shape[:-1], weight.shape[1])
         # The first factor is copied where it lies across: the smaller one is.
@@ -154,14 +155,11 @@ def _times(rows: Tensor, factors: Tensor) -> Tensor:
 def _merges(rows: Tensor, weight: Tensor) -> bool:
     """Whether adding the adapter to the weight takes less than taking each row through it.
 
+    The sum, kept for the way back, is then smaller than what goes into the layer and comes out.
     Not in bf16: what an adapter adds to a weight is less than the weight's last bit there.
     """
     outer, inner = weight.shape
-    return weight.dtype is torch.float32 and len(rows) * (outer + inner) > 2 * outer * inner
-
-
-def _sum(weight: Tensor, first: Tensor, second: Tensor, scaling: float) -> Tensor:
-    return products.add_product(weight, second * scaling, first.t())
+    return weight.dtype is torch.float32 and len(rows) * (outer + inner) > outer * inner
 
 
 def _rows(tensor: Tensor) -> Tensor:
