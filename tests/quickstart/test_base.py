@@ -216,13 +216,14 @@ def test_a_run_goes_on_from_an_exported_base(tmp_path, small_run, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [("--start", "FOLDER"), ("--start", "FOLDER", "--after", "2"), ("--hours", "1"),
+    [("--start", "FOLDER", "--hours", "1"), ("--start", "FOLDER", "--after", "2"), ("--hours", "1"),
      ("--start", "FOLDER/state.pt", "--after", "2", "--hours", "1")],
 )  # fmt: skip
-def test_what_an_exported_base_does_not_tell_must_be_said(tmp_path, options, capsys):
+def test_what_an_exported_base_does_not_tell_must_be_said(tmp_path, small_run, options, capsys):
     """The schedules of rows and rates would begin anew without a word."""
+    options = [part.replace("FOLDER", str(tmp_path)) for part in options]
     with pytest.raises(SystemExit):
-        pretrain.main([part.replace("FOLDER", str(tmp_path)) for part in ("out", *options)])
+        pretrain.main([str(tmp_path / "out"), *small_run, *options, "--steps", "0"])
     assert "--after and --hours go with --start base/" in capsys.readouterr().err
 
 
