@@ -12,7 +12,9 @@ SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PYTEST := $(BIN)/python -m pytest --durations=10
 
 # torch's OpenMP threads spin: a second busy process would make each step 15 times slower.
-export OMP_NUM_THREADS := 1
+# The quickstart is alone, and takes the cores that there are.
+check test test-slow test-browser test-faults test-network test-gpu test-deepspeed: \
+  export OMP_NUM_THREADS := 1
 
 .PHONY: install check test test-slow test-browser test-faults test-network test-gpu test-deepspeed quickstart
 
