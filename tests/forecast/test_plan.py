@@ -43,6 +43,7 @@ from vlmtune.verbs.start import recompute_activations
 CPU = torch.device("cpu")
 FP32 = TrainingConfig(precision="fp32")
 LORA = TuningConfig(rank=8, dropout=0.1)
+MERGING = TuningConfig(rank=8, dropout=0.0)
 FULL = TuningConfig(method="full")
 
 
@@ -135,6 +136,7 @@ def multiplied(rows):
     ("family_name", "rows", "tuning", "again"),
     [
         pytest.param("qwen2_vl", 4, LORA, "nothing", id="lora"),
+        pytest.param("qwen2_vl", 4, MERGING, "nothing", id="sums", marks=pytest.mark.slow),
         pytest.param("qwen2_vl", 4, FULL, "nothing", id="full", marks=pytest.mark.slow),
         pytest.param("qwen2_vl", 4, LORA, "all", id="again", marks=pytest.mark.slow),
         pytest.param("qwen2_vl", 4, FULL, "vision", id="tower again", marks=pytest.mark.slow),

@@ -109,7 +109,7 @@ def room_here(device: torch.device, processes: int) -> int:
         free, whole = torch.cuda.mem_get_info(device)
         return int(min(free, whole - CONTEXT_BYTES) * USABLE * MARGIN["cuda"])
     # All are on one machine, and none has its kernels yet.
-    return int(available_memory() * MARGIN["cpu"]) // processes - PROCESS_BYTES
+    return max(0, int(available_memory() * MARGIN["cpu"]) // processes - PROCESS_BYTES)
 
 
 def rough_peak(model: nn.Module, recipe: Recipe, tower: str, pixels: int, tokens: int) -> int:
